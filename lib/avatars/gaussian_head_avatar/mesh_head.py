@@ -1,0 +1,218 @@
+"""Stage 1: a neutral surface on a tetrahedral grid with expression- and pose-conditioned colour and motion."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from lib.avatars.gaussian_head_avatar.control import control
+from lib.config import Config
+from lib.datasets.batches import HeadBatch
+from lib.errors import InputError
+from lib.geometry.head_pose import HeadPose
+from lib.geometry.tetmesh import IsoSurface, TetGrid, body_centred_grid, marching_tetrahedra, oriented, subdivide
+from lib.networks.mlp import MLP, derived_dims, mean_squared_norm
+from lib.networks.positional_encoding import encoded_width, positional_encoding
+from lib.tensors import TensorBundle, keyed_generator
+
+# A vertex moves by at most tanh(1)/128 canonical units from its grid position; halved by each subdivision.
+OFFSET_DIVISOR = 128.0
+SPHERE_RADIUS, SPHERE_STEPS, SPHERE_LEARNING_RATE, SPHERE_POINTS, SPHERE_EXTENT = 1.0, 300, 1e-3, 8192, 1.5
+POSE_WIDTH = 6
+
+BoundingBox = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+
+
+class MeshHeadConfig(Config):
+    """Section `meshheadmodule`. Width lists left out are derived from the data."""
+
+    geo_mlp: tuple[int, ...] = Field((27, 256, 256, 256, 256, 256, 132), description="widths: encoded position -> sdf + 3 offsets + features")
+    exp_color_mlp: tuple[int, ...] = Field((), description="widths: feature + expression -> colour channels")
+    pose_color_mlp: tuple[int, ...] = Field((), description="widths: feature + encoded pose -> colour channels")
+    exp_deform_mlp: tuple[int, ...] = Field((), description="widths: encoded position + expression -> displacement")
+    pose_deform_mlp: tuple[int, ...] = Field((), description="widths: encoded position + encoded pose -> displacement")
+    pos_freq: int = Field(4, ge=0, description="frequencies of the positional encoding")
+    model_bbox: BoundingBox = Field(((-1.6, 1.6), (-1.7, 1.8), (-2.5, 1.0)), description="canonical units: box of the tetrahedral grid")
+    dist_threshold_near: float = Field(0.1, ge=0, description="squared canonical units: fully expression-driven inside")
+    dist_threshold_far: float = Field(0.2, gt=0, description="squared canonical units: fully pose-driven outside")
+    deform_scale: float = Field(0.3, gt=0, description="canonical units per unit of displacement output")
+    subdivide: bool = Field(False, description="subdivide the tetrahedral grid once (8 times the tetrahedra)")
+    grid_cells: int = Field(52, gt=1, description="cells of the generated grid along the longest side of model_bbox")
+    grid_file: Path | None = Field(None, description="npz with tet_verts (N,3) and tets (T,4) instead of a generated grid")
+    color_channels: int = Field(32, ge=3, description="colour channels; the first three are RGB")
+
+    @model_validator(mode="after")
+    def _order(self) -> "MeshHeadConfig":
+        if self.dist_threshold_far <= self.dist_threshold_near:
+            raise ValueError(f"dist_threshold_far ({self.dist_threshold_far}) must be larger than dist_threshold_near ({self.dist_threshold_near})")
+        if len(self.geo_mlp) < 3 or self.geo_mlp[0] != encoded_width(3, self.pos_freq) or self.geo_mlp[-1] < 5:
+            raise ValueError(f"geo_mlp must go from {encoded_width(3, self.pos_freq)} (= 3 + 3·2·pos_freq {self.pos_freq}) over hidden widths "
+                             f"to at least 5 (= 1 sdf + 3 offset + features), found {list(self.geo_mlp)}")
+        return self
+
+    @property
+    def feature_width(self) -> int:
+        """Per-vertex features: what geo_mlp puts out besides sdf and offset."""
+        return self.geo_mlp[-1] - 4
+
+
+@dataclass(frozen=True)
+class SharedWidths:
+    """Resolved widths of the four networks that both stages have."""
+
+    exp_color: tuple[int, ...]
+    pose_color: tuple[int, ...]
+    exp_deform: tuple[int, ...]
+    pose_deform: tuple[int, ...]
+
+
+def shared_widths(config: MeshHeadConfig, expression_count: int) -> SharedWidths:
+    """Widths for data with E expression coefficients. Raises InputError explaining a list that does not fit."""
+    feature, position, pose = config.feature_width, encoded_width(3, config.pos_freq), encoded_width(POSE_WIDTH, config.pos_freq)
+    expression = expression_count
+    colors = config.color_channels
+    try:
+        return SharedWidths(
+            derived_dims(config.exp_color_mlp, (256, 256), feature + expression, colors, "meshheadmodule.exp_color_mlp",
+                         f"{feature} features + {expression} expression coefficients of the data"),
+            derived_dims(config.pose_color_mlp, (128,), feature + pose, colors, "meshheadmodule.pose_color_mlp",
+                         f"{feature} features + {pose} encoded pose"),
+            derived_dims(config.exp_deform_mlp, (256,) * 5, position + expression, 3, "meshheadmodule.exp_deform_mlp",
+                         f"{position} encoded position + {expression} expression coefficients of the data"),
+            derived_dims(config.pose_deform_mlp, (256,) * 3, position + pose, 3, "meshheadmodule.pose_deform_mlp",
+                         f"{position} encoded position + {pose} encoded pose"),
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class HeadMesh(TensorBundle):
+    """B posed heads of one topology."""
+
+    vertices_world: Float[Tensor, "B N 3"]
+    colors: Float[Tensor, "B N C"]
+    faces: Int[Tensor, "F 3"]
+
+
+@dataclass(frozen=True)
+class DeformedHead(TensorBundle):
+    """What stage 1 supervises."""
+
+    mesh: HeadMesh
+    landmarks_canonical: Float[Tensor, "B L 3"]
+    landmark_sdf: Float[Tensor, "L"]
+    deformation_magnitude: Float[Tensor, ""]
+
+
+class MeshHead(nn.Module):
+    """Deep marching tetrahedra head: geometry, colour and motion fields around learnable neutral landmarks."""
+
+    tet_verts: Tensor
+    tets: Tensor
+
+    def __init__(self, config: MeshHeadConfig, expression_count: int, landmark_count: int) -> None:
+        super().__init__()
+        self.config = config
+        self.expression_count = expression_count
+        widths = shared_widths(config, expression_count)
+        grid = tetrahedral_grid(config)
+        self.register_buffer("tet_verts", grid.vertices)
+        self.register_buffer("tets", grid.tets)
+        self.landmarks_3d_neutral = nn.Parameter(torch.zeros(landmark_count, 3))
+        self.geometry = MLP(config.geo_mlp)
+        self.exp_color = MLP(widths.exp_color)
+        self.pose_color = MLP(widths.pose_color)
+        self.exp_deform = MLP(widths.exp_deform)
+        self.pose_deform = MLP(widths.pose_deform)
+
+    def forward(self, batch: HeadBatch) -> DeformedHead:
+        """The neutral surface, coloured and deformed by each frame's expression and pose."""
+        surface = self.neutral_surface()
+        vertices = surface.vertices
+        weights = control(vertices, self.landmarks_3d_neutral, self.config.dist_threshold_near, self.config.dist_threshold_far)
+        near, far = weights.expression_rows, weights.pose_rows
+        expression, pose = batch.expression, self.encode(batch.head.pose)
+
+        colors = weights.blend(
+            self.exp_color(surface.features[near], expression).sigmoid(),
+            self.pose_color(surface.features[far], pose).sigmoid(),
+        )
+        by_expression = self.exp_deform(self.encode(vertices[near]), expression).tanh()
+        moved = vertices + self.config.deform_scale * weights.expression_part(by_expression)
+        by_pose = self.pose_deform(self.encode(moved[:, far]), pose).tanh()
+        moved = moved + self.config.deform_scale * weights.pose_part(by_pose)
+
+        landmarks, landmark_sdf, landmark_motion = self._landmarks(expression)
+        return DeformedHead(
+            mesh=HeadMesh(batch.head.to_world(moved), colors, surface.faces),
+            landmarks_canonical=landmarks + self.config.deform_scale * landmark_motion,
+            landmark_sdf=landmark_sdf,
+            deformation_magnitude=mean_squared_norm(by_expression) + mean_squared_norm(by_pose),
+        )
+
+    def neutral_surface(self, subdivisions: int | None = None) -> IsoSurface:
+        """The expression-free surface with its features; `subdivisions` defaults to what the configuration says.
+
+        Raises InputError when the field has no zero level.
+        """
+        grid = TetGrid(self.tet_verts, self.tets)
+        divisor = OFFSET_DIVISOR
+        for _ in range(int(self.config.subdivide) if subdivisions is None else subdivisions):
+            grid = subdivide(grid)
+            divisor *= 2.0
+        sdf, offset, feature = self._fields(grid.vertices)
+        return marching_tetrahedra(grid, grid.vertices + offset.tanh() / divisor, sdf, feature)
+
+    def encode(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
+        """Positional encoding with this head's number of frequencies."""
+        return positional_encoding(x, self.config.pos_freq)
+
+    def start_landmarks_at(self, control_points: Float[Tensor, "L 3"], head: HeadPose) -> None:
+        """Neutral landmarks := one frame's landmarks in canonical units."""
+        with torch.no_grad():
+            self.landmarks_3d_neutral.copy_(head.to_canonical(control_points))
+
+    def start_as_sphere(self, seed: int) -> None:
+        """Fits the sdf to a unit sphere, so that marching tetrahedra finds a surface from the first step."""
+        optimizer = torch.optim.Adam(self.geometry.parameters(), lr=SPHERE_LEARNING_RATE)
+        for step in range(SPHERE_STEPS):
+            points = (torch.rand(SPHERE_POINTS, 3, generator=keyed_generator(seed, step)) * 2.0 - 1.0) * SPHERE_EXTENT
+            points = points.to(self.tet_verts.device)
+            loss = (self._fields(points)[0] - (points.norm(dim=1) - SPHERE_RADIUS)).square().mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+    def _landmarks(self, expression: Float[Tensor, "B E"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Neutral landmarks with geometry offset, their sdf, and their motion under each expression (weight 1, no pose)."""
+        neutral = self.landmarks_3d_neutral
+        sdf, offset, _ = self._fields(neutral)
+        placed = neutral + offset.tanh() / OFFSET_DIVISOR
+        return placed, sdf, self.exp_deform(self.encode(placed), expression).tanh()
+
+    def _fields(self, points: Float[Tensor, "N 3"]) -> tuple[Float[Tensor, "N"], Float[Tensor, "N 3"], Float[Tensor, "N F"]]:
+        sdf, offset, feature = self.geometry(self.encode(points)).tanh().split([1, 3, self.config.feature_width], dim=1)
+        return sdf[:, 0], offset, feature
+
+
+def tetrahedral_grid(config: MeshHeadConfig) -> TetGrid:
+    """The user's grid file, or a generated grid over `model_bbox`. Raises InputError for a file that holds no grid."""
+    if config.grid_file is None:
+        return body_centred_grid(config.model_bbox, config.grid_cells)
+    path = config.grid_file
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            vertices, tets = torch.from_numpy(data["tet_verts"]).float(), torch.from_numpy(data["tets"].astype(np.int64))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"meshheadmodule.grid_file: {path}: expected an npz with tet_verts (N,3) and tets (T,4) ({error}); "
+                         "leave the key out to have a grid generated") from error
+    fits = vertices.ndim == 2 and vertices.shape[1] == 3 and tets.ndim == 2 and tets.shape[1] == 4 and len(tets) > 0
+    if not fits or int(tets.min()) < 0 or int(tets.max()) >= len(vertices) or not bool(torch.isfinite(vertices).all()):
+        raise InputError(f"meshheadmodule.grid_file: {path}: expected finite tet_verts (N,3) and tets (T,4) below N, "
+                         f"found {tuple(vertices.shape)} and {tuple(tets.shape)}")
+    return oriented(TetGrid(vertices, tets))

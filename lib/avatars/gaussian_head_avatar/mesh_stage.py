@@ -1,0 +1,114 @@
+"""Training of the mesh head."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from lib.avatars.gaussian_head_avatar.config import AvatarConfig
+from lib.avatars.gaussian_head_avatar.mesh_head import DeformedHead, MeshHead, MeshHeadConfig
+from lib.config import Config
+from lib.datasets.batches import HeadBatch
+from lib.datasets.head_capture import HeadCapture
+from lib.losses.mesh import laplacian_smoothness
+from lib.losses.photometric import visible_l1
+from lib.losses.silhouette import one_minus_iou
+from lib.render.mesh.interface import MeshImage
+from lib.render.mesh.reference import render_mesh
+from lib.tensors import TensorBundle
+from lib.training.stage import AbstractStage, Comparison, StepReport
+from lib.training.trainer import TrainerConfig
+
+RGB = slice(0, 3)
+
+
+class MeshLossConfig(Config):
+    """Section `loss` of stage 1: weights."""
+
+    rgb: float = Field(0.1, ge=0, description="L1 of masked colour")
+    silhouette: float = Field(0.1, ge=0, description="1 - IoU of masks")
+    landmarks: float = Field(1.0, ge=0, description="squared distance of deformed landmarks, canonical units")
+    deformation: float = Field(0.01, ge=0, description="squared length of the deformation outputs")
+    landmark_sdf: float = Field(0.1, ge=0, description="distance of the neutral landmarks from the surface")
+    laplacian: float = Field(100.0, ge=0, description="squared uniform Laplacian, world units")
+
+
+@dataclass(frozen=True)
+class MeshLosses(TensorBundle):
+    """Unweighted terms; names as in MeshLossConfig."""
+
+    rgb: Float[Tensor, ""]
+    silhouette: Float[Tensor, ""]
+    landmarks: Float[Tensor, ""]
+    deformation: Float[Tensor, ""]
+    landmark_sdf: Float[Tensor, ""]
+    laplacian: Float[Tensor, ""]
+
+
+class MeshTrainerConfig(TrainerConfig):
+    """Section `trainer` of stage 1."""
+
+    epochs: int = Field(50, gt=0, description="passes over the training frames when steps is not given")
+
+
+class MeshHeadTrainConfig(AvatarConfig):
+    """The YAML file of train_meshhead.py."""
+
+    lr_net: float = Field(1e-3, gt=0, description="Adam learning rate of the networks")
+    meshheadmodule: MeshHeadConfig = MeshHeadConfig()
+    loss: MeshLossConfig = MeshLossConfig()
+    trainer: MeshTrainerConfig = MeshTrainerConfig()
+
+
+class MeshHeadStage(AbstractStage):
+    """Stage 1: four views of one frame; masked pictures on black."""
+
+    name = "meshhead"
+
+    def __init__(self, config: MeshHeadTrainConfig, capture: HeadCapture, device: torch.device) -> None:
+        self.weights = config.loss
+        self.head = MeshHead(config.meshheadmodule, capture.expression_count, capture.control_count).to(device)
+        first = capture.item(capture.frames[0], capture.train_cameras[:1]).to(device)
+        self.head.start_landmarks_at(first.control_points, first.head)
+        self.head.start_as_sphere(config.trainer.seed)
+        self.modules = nn.ModuleDict({"meshhead": self.head})
+        networks = [parameter for name, parameter in self.head.named_parameters() if name != "landmarks_3d_neutral"]
+        self.optimizers = {"adam": torch.optim.Adam([
+            {"params": networks, "lr": config.lr_net}, {"params": [self.head.landmarks_3d_neutral], "lr": config.lr_lmk},
+        ])}
+
+    def step(self, batch: HeadBatch, step: int) -> StepReport:
+        """One Adam step."""
+        deformed = self.head(batch)
+        losses = self._losses(deformed, self._render(deformed, batch), batch)
+        total = sum((getattr(losses, name) * weight for name, weight in self.weights), torch.zeros((), device=batch.images.device))
+        self.optimizers["adam"].zero_grad(set_to_none=True)
+        total.backward()
+        self.optimizers["adam"].step()
+        return StepReport(total.detach(), {name: getattr(losses, name).detach() for name, _ in self.weights})
+
+    def compare(self, batch: HeadBatch) -> Comparison:
+        """Rendered colour and masked targets, on black."""
+        image = self._render(self.head(batch), batch)
+        return Comparison(image.attributes[:, RGB], (batch.images * batch.masks).flatten(0, 1))
+
+    def _render(self, deformed: DeformedHead, batch: HeadBatch) -> MeshImage:
+        views = batch.images.shape[1]
+        mesh = deformed.mesh
+        image = render_mesh(mesh.vertices_world.repeat_interleave(views, dim=0), mesh.faces,
+                            mesh.colors.repeat_interleave(views, dim=0), batch.flat_camera())
+        return MeshImage(image.attributes.clamp(0.0, 1.0), image.mask, image.depth, image.normals)
+
+    def _losses(self, deformed: DeformedHead, image: MeshImage, batch: HeadBatch) -> MeshLosses:
+        visible, mask = batch.visible.flatten(0, 1), batch.masks.flatten(0, 1)
+        target = batch.images.flatten(0, 1) * mask
+        return MeshLosses(
+            rgb=visible_l1(image.attributes[:, RGB], target, visible),
+            silhouette=one_minus_iou(image.mask * visible, mask * visible),
+            landmarks=(deformed.landmarks_canonical - batch.head.to_canonical(batch.control_points)).square().mean(),
+            deformation=deformed.deformation_magnitude,
+            landmark_sdf=deformed.landmark_sdf.abs().mean(),
+            laplacian=laplacian_smoothness(deformed.mesh.vertices_world, deformed.mesh.faces),
+        )

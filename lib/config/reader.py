@@ -1,0 +1,163 @@
+"""YAML file + `key=value` overrides -> typed Config; errors name file:line and the dotted key."""
+
+import argparse
+import difflib
+import re
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lib.config.schema import Config
+from lib.errors import InputError
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+Key = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line of every script holds."""
+
+    path: Path
+    overrides: tuple[str, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with numbers as people write them: `1e-3` is a float, `0010` (a frame or camera name) stays a string."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_arguments(description: str | None) -> Arguments:
+    """Command line `--config FILE [key=value ...]` of a script whose docstring is `description`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file of this stage (see config/)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces one key, e.g. trainer.steps=2000")
+    arguments = parser.parse_intermixed_args()
+    return Arguments(arguments.config, tuple(arguments.overrides))
+
+
+def read_config(arguments: Arguments, schema: type[ConfigType]) -> ConfigType:
+    """Reads, overrides and validates.
+
+    Raises InputError naming `file:line: dotted.key: what is wrong` for a missing file, broken YAML, an unknown key
+    (with the nearest match) or a value of the wrong type.
+    """
+    path = arguments.path
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the configuration ({error.strerror}); give an existing YAML file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a UTF-8 text file ({error}); is it a YAML file?") from error
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        values = loader.construct_document(node) if node is not None else {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    finally:
+        loader.dispose()
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
+    places: dict[Key, str] = {}
+    if node is not None:
+        _locate(node, (), str(path), places)
+    for override in arguments.overrides:
+        _apply_override(values, override, places)
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(problem, schema, places, str(path)) for problem in error.errors())) from error
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Writes the resolved configuration as YAML that `read_config` reads back."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+def _locate(node: yaml.Node, key: Key, path: str, places: dict[Key, str]) -> None:
+    """Fills `places`: dotted key -> "file:line"; a key written twice is an error, as one of the two would be lost."""
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            inner = (*key, str(name.value))
+            if inner in places:
+                line = name.start_mark.line + 1
+                raise InputError(f"{path}:{line}: {_dotted(inner)}: key given twice (first at {places[inner]}); remove one")
+            places[inner] = f"{path}:{name.start_mark.line + 1}"
+            _locate(value, inner, path, places)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            places[(*key, index)] = f"{path}:{value.start_mark.line + 1}"
+            _locate(value, (*key, index), path, places)
+
+
+def _apply_override(values: dict[str, Any], override: str, places: dict[Key, str]) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise InputError(f"command line: '{override}': expected key=value, e.g. trainer.steps=2000")
+    keys = tuple(name.split("."))
+    section = values
+    for position, key in enumerate(keys[:-1]):
+        if section.get(key) is None:
+            section[key] = {}
+        section = section[key]
+        if not isinstance(section, dict):
+            raise InputError(f"command line: {name}: '{'.'.join(keys[:position + 1])}' is not a section")
+    try:
+        section[keys[-1]] = yaml.load(text, Loader=_Loader)  # noqa: S506 (derived from SafeLoader)
+    except yaml.YAMLError as error:
+        raise InputError(f"command line: {name}: not a YAML value: '{text}'") from error
+    for position in range(1, len(keys) + 1):
+        places[keys[:position]] = "command line"
+
+
+def _explain(problem: Any, schema: type[BaseModel], places: dict[Key, str], path: str) -> str:
+    key = tuple(problem["loc"])
+    place = next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), path)
+    prefix = f"{place}: {_dotted(key)}" if key else place
+    if problem["type"] == "extra_forbidden":
+        return f"{prefix}: unknown key{_suggest(str(key[-1]), key[:-1], schema)}"
+    if problem["type"] == "missing":
+        return f"{prefix}: required key is missing"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{prefix}: {message}"
+    return f"{prefix}: {message[0].lower()}{message[1:]}, found {problem['input']!r}"
+
+
+def _suggest(name: str, section: Key, schema: type[BaseModel]) -> str:
+    model = schema
+    for key in section:
+        field = model.model_fields.get(str(key))
+        inner = _model_of(field.annotation) if field is not None else None
+        if inner is None:
+            return ""
+        model = inner
+    matches = difflib.get_close_matches(name, model.model_fields, n=1)
+    return f"; did you mean '{matches[0]}'?" if matches else f"; known here: {', '.join(sorted(model.model_fields))}"
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return next((model for part in typing.get_args(annotation) if (model := _model_of(part))), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _dotted(key: Key) -> str:
+    return ".".join(str(part) for part in key)

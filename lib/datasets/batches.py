@@ -1,0 +1,35 @@
+"""What a capture hands to training and evaluation."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lib.geometry.camera import Camera
+from lib.geometry.head_pose import HeadPose
+from lib.tensors import TensorBundle
+
+
+@dataclass(frozen=True)
+class HeadBatch(TensorBundle):
+    """B frames of one subject, V views each. Images in [0,1] as captured (not composited); `visible` 0 = padding."""
+
+    frame: str | tuple[str, ...]
+    view: str | tuple[str, ...]
+    frame_index: Int[Tensor, "*B"]
+    images: Float[Tensor, "*B V 3 H W"]
+    masks: Float[Tensor, "*B V 1 H W"]
+    visible: Float[Tensor, "*B V 1 H W"]
+    camera: Camera
+    expression: Float[Tensor, "*B E"]
+    head: HeadPose
+    control_points: Float[Tensor, "*B L 3"]
+
+    def flat_camera(self) -> Camera:
+        """The B·V cameras in one batch."""
+        camera = self.camera
+        return Camera(camera.world_to_camera.flatten(0, 1), camera.intrinsics.flatten(0, 1), camera.width, camera.height)
+
+    def on_white(self) -> Float[Tensor, "B V 3 H W"]:
+        """Images composited over white with their mattes."""
+        return self.images * self.masks + (1.0 - self.masks)

@@ -1,0 +1,60 @@
+"""Image files <-> tensors: complete decoding or an error, and resampling."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from lib.errors import InputError
+
+# The last bytes of a complete file. OpenCV fills the missing part of a cut JPEG with grey and says nothing.
+_ENDINGS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
+
+
+def read_image(path: Path) -> UInt8[Tensor, "3 H W"]:
+    """RGB, 8 bit. Raises InputError for a missing, foreign or truncated file."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: image is missing (a .png of the same name is accepted too)") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    ending = _ENDINGS.get(data[:2])
+    if ending is None:
+        raise InputError(f"{path}: expected a JPEG or PNG, found {len(data)} bytes that are neither; write the image again")
+    if not data.rstrip(b"\0").endswith(ending):
+        raise InputError(f"{path}: the image is cut off ({len(data)} bytes, no end marker); copy or extract it again")
+    pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise InputError(f"{path}: cannot be decoded; write the image again")
+    return torch.from_numpy(np.ascontiguousarray(pixels[..., ::-1])).permute(2, 0, 1).contiguous()
+
+
+def resize(image: UInt8[Tensor, "C H W"], size: int) -> UInt8[Tensor, "C S S"]:
+    """Square resampling: area averaging down, bilinear up. The camera's twin is `Camera.resized`."""
+    if image.shape[1:] == (size, size):
+        return image
+    shrink = size < image.shape[1]
+    pixels = cv2.resize(image.permute(1, 2, 0).numpy(), (size, size), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+    return torch.from_numpy(pixels.reshape(size, size, -1)).permute(2, 0, 1).contiguous()
+
+
+def to_uint8(image: Float[Tensor, "3 H W"]) -> UInt8[Tensor, "3 H W"]:
+    """[0,1] to 0..255, rounded."""
+    return (image.detach().clamp(0.0, 1.0) * 255.0).round().byte().cpu()
+
+
+def write_image(path: Path, image: Float[Tensor, "3 H W"], jpeg_quality: int = 95) -> None:
+    """Writes an RGB picture in [0,1]; the suffix chooses the format. Raises InputError when it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = to_uint8(image).permute(1, 2, 0).numpy()[..., ::-1]
+    encoded, data = cv2.imencode(path.suffix, pixels, [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])
+    if not encoded:
+        raise InputError(f"{path}: cannot be encoded as {path.suffix}")
+    try:
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error

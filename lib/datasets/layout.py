@@ -1,0 +1,192 @@
+"""The subject folder on disk: the one place that knows its file names, shapes and units.
+
+    <subject>/images/<frame>/{image,mask,visible}[_lowres]_<camera>.jpg      8-bit; mask and visible use channel 0
+    <subject>/cameras/<frame>/camera_<camera>.npz     extrinsic (3,4) world->camera, OpenCV axes; intrinsic (3,3) pixels
+    <subject>/params/<frame>/params.npz               id_coeff, exp_coeff (1,E), scale (1,), pose (1,6) rotation vector + translation
+    <subject>/params/<frame>/{lmk_3d,vertices}.npy    (66,3) landmarks and (M,3) model vertices, world units
+    <subject>/frames.json                             optional: sequence and time of every frame
+    <subject>/expressionless/<frame>/image_<camera>.jpg   synthetic subjects only: the truth with expression 0
+"""
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lib.errors import InputError
+from lib.tensors import TensorBundle
+
+LANDMARK_COUNT = 66  # the 68-point set without the outer mouth corners 48 and 54
+MOUTH_ROWS = slice(48, 66)
+UPPER_LIP_ROW, LOWER_LIP_ROW = 60, 64  # centres of the inner lips (62 and 66 of the 68-point set)
+LEFT_MOUTH_ROW, RIGHT_MOUTH_ROW = 58, 62  # inner mouth corners (60 and 64 of the 68-point set)
+CONTROL_VERTEX_STRIDE = 100  # control landmarks are the 66 landmarks and every 100th model vertex
+
+
+@dataclass(frozen=True)
+class FrameParams(TensorBundle):
+    """The tracked head of one frame."""
+
+    expression: Float[Tensor, "E"]
+    pose: Float[Tensor, "6"]
+    scale: Float[Tensor, "1"]
+
+
+@dataclass(frozen=True)
+class FrameRecord:
+    """One row of frames.json."""
+
+    frame: str
+    sequence: str
+    time: float
+
+
+class CaptureFolder:
+    """Paths and validated readers of one subject folder. Readers raise InputError naming the file and what is wrong."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def image_path(self, frame: str, camera: str, kind: str = "image", lowres: bool = False) -> Path:
+        """`kind` is image, mask or visible. A PNG is taken where there is no JPEG."""
+        stem = self.root / "images" / frame / f"{kind}_{'lowres_' if lowres else ''}{camera}"
+        jpeg, png = stem.with_suffix(".jpg"), stem.with_suffix(".png")
+        return png if png.exists() and not jpeg.exists() else jpeg
+
+    def expressionless_path(self, frame: str, camera: str) -> Path:
+        """The same picture with expression 0 (synthetic subjects only)."""
+        return self.root / "expressionless" / frame / f"image_{camera}.jpg"
+
+    def background_path(self, camera: str) -> Path:
+        """The empty scene."""
+        return self.root / "background" / f"image_{camera}.jpg"
+
+    def camera_path(self, frame: str, camera: str) -> Path:
+        """Extrinsic and intrinsic of one picture."""
+        return self.root / "cameras" / frame / f"camera_{camera}.npz"
+
+    def params_path(self, frame: str) -> Path:
+        """Tracked parameters of one frame."""
+        return self.root / "params" / frame / "params.npz"
+
+    def landmarks_path(self, frame: str) -> Path:
+        """3D landmarks of one frame."""
+        return self.root / "params" / frame / "lmk_3d.npy"
+
+    def vertices_path(self, frame: str) -> Path:
+        """Model vertices of one frame."""
+        return self.root / "params" / frame / "vertices.npy"
+
+    def frames_path(self) -> Path:
+        """Which sequence each frame belongs to."""
+        return self.root / "frames.json"
+
+    def frames(self) -> list[str]:
+        """Sorted frame names: the folders under images/."""
+        if not self.root.is_dir():
+            raise InputError(f"dataset.dataroot: '{self.root}' is not a folder; expected a subject folder with images/, cameras/, "
+                             "params/ (README, 'subject folder'; `python -m preprocess.demo_subject` makes one)")
+        images = self.root / "images"
+        names = sorted(path.name for path in images.iterdir() if path.is_dir()) if images.is_dir() else []
+        if not names:
+            raise InputError(f"{images}: expected one folder per frame (e.g. images/0000/), found none")
+        return names
+
+    def records(self, frames: list[str]) -> list[FrameRecord] | None:
+        """frames.json for exactly these frames, or None when the subject has no such file."""
+        path = self.frames_path()
+        if not path.exists():
+            return None
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))["frames"]
+            records = {row["frame"]: FrameRecord(str(row["frame"]), str(row["sequence"]), float(row["time"])) for row in rows}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f'{path}: expected {{"frames": [{{"frame": "0000", "sequence": "EXP-2-eyes", "time": 0.0}}, ...]}}, '
+                             f"found something else ({type(error).__name__}: {error})") from error
+        missing = [frame for frame in frames if frame not in records]
+        if missing:
+            raise InputError(f"{path}: no entry for frame {missing[0]} ({len(missing)} of {len(frames)} missing); "
+                             "add them or remove the file")
+        return [records[frame] for frame in frames]
+
+    def read_camera(self, frame: str, camera: str) -> tuple[Float[Tensor, "3 4"], Float[Tensor, "3 3"]]:
+        """World->camera and intrinsics in pixels of the original resolution."""
+        return read_camera_file(self.camera_path(frame, camera))
+
+    def read_params(self, frame: str) -> FrameParams:
+        """Expression, pose and scale of one frame."""
+        return read_params_file(self.params_path(frame))
+
+    def read_control_points(self, frame: str) -> Float[Tensor, "L 3"]:
+        """World positions of the control landmarks: the 66 landmarks, then every 100th model vertex."""
+        path = self.landmarks_path(frame)
+        landmarks = _array(path, _load(path), (None, 3))
+        if len(landmarks) == LANDMARK_COUNT + 2:
+            landmarks = landmarks[[row for row in range(LANDMARK_COUNT + 2) if row not in (48, 54)]]
+        if len(landmarks) != LANDMARK_COUNT:
+            raise InputError(f"{path}: expected {LANDMARK_COUNT} landmarks (or 68), found {len(landmarks)}")
+        path = self.vertices_path(frame)
+        vertices = _array(path, _load(path), (None, 3))
+        return torch.from_numpy(np.concatenate([landmarks, vertices[::CONTROL_VERTEX_STRIDE]]))
+
+
+def read_camera_file(path: Path) -> tuple[Float[Tensor, "3 4"], Float[Tensor, "3 3"]]:
+    """One camera npz: world->camera (3,4) and intrinsics (3,3)."""
+    archive = _load(path)
+    extrinsic = _array(path, archive, (3, 4), "extrinsic")
+    intrinsic = _array(path, archive, (3, 3), "intrinsic")
+    rotation = extrinsic[:, :3].astype(np.float64)
+    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.linalg.det(rotation) < 0:
+        raise InputError(f"{path}: 'extrinsic': its left 3x3 block is not a rotation; expected world->camera, OpenCV axes")
+    if intrinsic[0, 0] <= 0 or intrinsic[1, 1] <= 0:
+        raise InputError(f"{path}: 'intrinsic': focal lengths must be positive pixels, found {intrinsic[0, 0]} and {intrinsic[1, 1]}")
+    return torch.from_numpy(extrinsic), torch.from_numpy(intrinsic)
+
+
+def read_params_file(path: Path) -> FrameParams:
+    """One params.npz; a (1,1) scale is accepted."""
+    archive = _load(path)
+    expression = _array(path, archive, (1, None), "exp_coeff")[0]
+    pose = _array(path, archive, (1, 6), "pose")[0]
+    scale = _array(path, archive, None, "scale").reshape(-1)
+    if scale.shape != (1,) or scale[0] <= 0:
+        raise InputError(f"{path}: 'scale': expected one positive number of shape (1,) or (1,1), found {scale.tolist()}")
+    return FrameParams(torch.from_numpy(expression), torch.from_numpy(pose), torch.from_numpy(scale))
+
+
+def _load(path: Path) -> dict[str, NDArray]:
+    """Arrays of an npz by name, of an npy under the name ''. Never unpickles."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"": loaded}
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: file is missing; README, 'subject folder', says what it holds") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read as a numpy file ({error}); write it again") from error
+
+
+def _array(path: Path, archive: dict[str, NDArray], shape: tuple[int | None, ...] | None, key: str = "") -> NDArray[np.float32]:
+    name = f"{path}: '{key}'" if key else str(path)
+    if key not in archive:
+        raise InputError(f"{name}: key is missing; found {sorted(archive)}")
+    array = archive[key]
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{name}: expected numbers, found dtype {array.dtype}")
+    if shape is not None and (array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True))):
+        expected = "(" + ", ".join("any" if want is None else str(want) for want in shape) + ")"
+        raise InputError(f"{name}: expected shape {expected}, found {array.shape}")
+    bad = int((~np.isfinite(array)).sum())
+    if bad:
+        raise InputError(f"{name}: {bad} of {array.size} values are NaN or infinite; fit this frame again or remove it")
+    if array.size == 0:
+        raise InputError(f"{name}: the array is empty (shape {array.shape})")
+    return array.astype(np.float32)

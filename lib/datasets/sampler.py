@@ -1,0 +1,57 @@
+"""Which pictures a training step sees: a pure function of (seed, step), so that a resumed run sees the same."""
+
+from typing import TypeVar
+
+import torch
+from torch.utils.data import Dataset
+
+from lib.datasets.batches import HeadBatch
+from lib.datasets.head_capture import HeadCapture, Picture
+from lib.tensors import keyed_generator
+
+T = TypeVar("T")
+
+
+class TrainingBatches(Dataset[HeadBatch]):
+    """Item `step` is the batch of that step: every epoch visits all training frames in a new order, with random views."""
+
+    def __init__(self, capture: HeadCapture, batch_size: int, views: int, seed: int) -> None:
+        self.capture, self.batch_size, self.seed = capture, batch_size, seed
+        self.views = min(views, len(capture.train_cameras))
+
+    @property
+    def frames(self) -> list[str]:
+        """All frame names of the capture, sorted: their positions are `HeadBatch.frame_index`."""
+        return self.capture.frames
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every training frame is seen once."""
+        return -(-len(self.capture.train_frames) // self.batch_size)
+
+    def held_out(self, count: int) -> list[Picture]:
+        """Up to `count` held-out pictures, half of each split where both exist."""
+        views, sequences = self.capture.novel_view(), self.capture.novel_sequence()
+        half = count if not (views and sequences) else max(1, count // 2)
+        return _spread(views, half) + _spread(sequences, max(1, count - half) if views else count)
+
+    def training_examples(self, count: int) -> list[Picture]:
+        """Pictures that are trained on, for runs that hold nothing out."""
+        cameras = self.capture.train_cameras
+        return [Picture(frame, cameras[k % len(cameras)]) for k, frame in enumerate(_spread(self.capture.train_frames, count))]
+
+    def __getitem__(self, step: int) -> HeadBatch:
+        return HeadBatch.stack([self._item(step * self.batch_size + row) for row in range(self.batch_size)])
+
+    def _item(self, sample: int) -> HeadBatch:
+        frames, cameras = self.capture.train_frames, self.capture.train_cameras
+        epoch, position = divmod(sample, len(frames))
+        order = torch.randperm(len(frames), generator=keyed_generator(self.seed, 0, epoch))
+        views = torch.randperm(len(cameras), generator=keyed_generator(self.seed, 1, sample))[:self.views]
+        return self.capture.item(frames[int(order[position])], [cameras[int(view)] for view in views])
+
+
+def _spread(items: list[T], count: int) -> list[T]:
+    if count >= len(items):
+        return items
+    return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]

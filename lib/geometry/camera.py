@@ -1,0 +1,56 @@
+"""Pinhole cameras: world->camera, OpenCV axes, pixel intrinsics; the centre of the first pixel is at (0.5, 0.5)."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lib.tensors import TensorBundle
+
+
+@dataclass(frozen=True)
+class Camera(TensorBundle):
+    """B cameras of one image size. The principal point may lie anywhere."""
+
+    world_to_camera: Float[Tensor, "*B 3 4"]
+    intrinsics: Float[Tensor, "*B 3 3"]
+    width: int
+    height: int
+
+    def resized(self, width: int, height: int) -> "Camera":
+        """The camera of the same picture resampled to another size in pixels."""
+        factor = self.intrinsics.new_tensor([width / self.width, height / self.height, 1.0])
+        return dataclasses.replace(self, intrinsics=self.intrinsics * factor[:, None], width=width, height=height)
+
+    def cropped(self, left: int, top: int, width: int, height: int) -> "Camera":
+        """The camera of a crop whose corner is pixel (left, top); negative values and larger sizes pad."""
+        shift = torch.zeros_like(self.intrinsics)
+        shift[..., 0, 2], shift[..., 1, 2] = left, top
+        return dataclasses.replace(self, intrinsics=self.intrinsics - shift, width=width, height=height)
+
+    def to_camera(self, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N 3"]:
+        """World points in camera axes; the third coordinate is the depth."""
+        rotation, translation = self.world_to_camera[..., :3], self.world_to_camera[..., 3]
+        return points @ rotation.transpose(-1, -2) + translation[..., None, :]
+
+    def to_pixels(self, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N 2"]:
+        """Camera-space points in pixels; depths must be positive for the result to mean anything."""
+        homogeneous = points @ self.intrinsics.transpose(-1, -2)
+        return homogeneous[..., :2] / homogeneous[..., 2:]
+
+    def project(self, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N 2"]:
+        """World points in pixels."""
+        return self.to_pixels(self.to_camera(points))
+
+
+def look_at(center: Float[Tensor, "*B 3"], target: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3 4"]:
+    """World->camera of cameras at `center` looking at `target`, upright in a y-up world."""
+    forward = torch.nn.functional.normalize(target - center, dim=-1)
+    up = torch.zeros_like(forward)
+    up[..., 1] = 1.0
+    right = torch.nn.functional.normalize(torch.linalg.cross(forward, up), dim=-1)
+    down = torch.linalg.cross(forward, right)
+    rotation = torch.stack([right, down, forward], dim=-2)
+    return torch.cat([rotation, -rotation @ center[..., None]], dim=-1)

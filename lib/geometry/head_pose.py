@@ -1,0 +1,41 @@
+"""Head pose: x_world = R(rotation vector) (S x_canonical) + T. The one place that applies it."""
+
+from dataclasses import dataclass
+
+import roma
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lib.tensors import TensorBundle
+
+
+@dataclass(frozen=True)
+class HeadPose(TensorBundle):
+    """`pose` = rotation vector (radians) followed by translation (world units); `scale` = world units per canonical unit."""
+
+    pose: Float[Tensor, "*B 6"]
+    scale: Float[Tensor, "*B 1"]
+
+    def rotation(self) -> Float[Tensor, "*B 3 3"]:
+        """Rotation matrix canonical -> world."""
+        return roma.rotvec_to_rotmat(self.pose[..., :3])
+
+    def to_world(self, points: Float[Tensor, "*B N 3"]) -> Float[Tensor, "*B N 3"]:
+        """Canonical points in the world."""
+        return (points * self.scale[..., None, :]) @ self.rotation().transpose(-1, -2) + self.pose[..., None, 3:]
+
+    def to_canonical(self, points: Float[Tensor, "*B N 3"]) -> Float[Tensor, "*B N 3"]:
+        """World points in canonical units: the inverse of `to_world`."""
+        return ((points - self.pose[..., None, 3:]) @ self.rotation()) / self.scale[..., None, :]
+
+    def rotate_quaternions(self, quats_wxyz: Float[Tensor, "*B N 4"]) -> Float[Tensor, "*B N 4"]:
+        """Unit quaternions (wxyz) of canonical frames, turned with the head: R · R(quat)."""
+        head_xyzw = roma.rotvec_to_unitquat(self.pose[..., :3])[..., None, :]
+        turned = roma.quat_product(head_xyzw.expand(*quats_wxyz.shape), roma.quat_wxyz_to_xyzw(quats_wxyz))
+        return roma.quat_xyzw_to_wxyz(turned)
+
+
+def identity_like(pose: HeadPose) -> HeadPose:
+    """No rotation, no translation, the same scale."""
+    return HeadPose(torch.zeros_like(pose.pose), pose.scale)

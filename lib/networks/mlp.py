@@ -1,0 +1,72 @@
+"""The multilayer perceptron of Gaussian Head Avatar: one skip connection, an input in two parts."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+NEGATIVE_SLOPE = 0.01
+
+
+class MLP(nn.Module):
+    """Linear layers of the widths `dims`, leaky ReLU between them, none after the last.
+
+    The layer with index len(dims) // 2 receives [hidden, input]; for 3 or 4 widths that is the output layer.
+    """
+
+    def __init__(self, dims: Sequence[int]) -> None:
+        super().__init__()
+        self.dims = tuple(dims)
+        self.skip = len(dims) // 2
+        self.layers = nn.ModuleList(
+            nn.Linear(width + (dims[0] if index == self.skip else 0), following)
+            for index, (width, following) in enumerate(zip(dims[:-1], dims[1:], strict=True))
+        )
+
+    def forward(self, local: Float[Tensor, "... N P"], code: Float[Tensor, "... K"] | None = None) -> Float[Tensor, "... N O"]:
+        """The MLP of [local, code], where every point of a batch element shares one code; P + K = dims[0].
+
+        `local` may lack batch dimensions that `code` has. Equal to concatenating, without writing the code N times.
+        """
+        hidden = local
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, nn.Linear)
+            weight = layer.weight
+            if index == self.skip:
+                own, weight = weight.split([weight.shape[1] - self.dims[0], self.dims[0]], dim=1)
+                hidden = nn.functional.linear(hidden, own, layer.bias) + _input_part(weight, local, code)
+            elif index == 0:
+                hidden = _input_part(weight, local, code) + layer.bias
+            else:
+                hidden = layer(hidden)
+            if index < len(self.layers) - 1:
+                hidden = nn.functional.leaky_relu(hidden, NEGATIVE_SLOPE)
+        return hidden
+
+
+def _input_part(weight: Float[Tensor, "O D"], local: Float[Tensor, "... N P"], code: Float[Tensor, "... K"] | None) -> Tensor:
+    width = local.shape[-1]
+    part = nn.functional.linear(local, weight[:, :width])
+    return part if code is None else part + nn.functional.linear(code, weight[:, width:])[..., None, :]
+
+
+def derived_dims(given: Sequence[int], default_hidden: Sequence[int], first: int, last: int, key: str, explanation: str) -> tuple[int, ...]:
+    """Widths from a configuration list, or derived when it is empty.
+
+    Raises ValueError when the given first or last width does not fit; `explanation` is the arithmetic of the first.
+    """
+    if not given:
+        return (first, *default_hidden, last)
+    if len(given) < 3:
+        raise ValueError(f"{key}: expected at least 3 widths (input, hidden, output), found {list(given)}")
+    if given[0] != first:
+        raise ValueError(f"{key}[0] is {given[0]}, but the input has {first} = {explanation} columns; leave the list out to have it derived")
+    if given[-1] != last:
+        raise ValueError(f"{key}[-1] is {given[-1]}, but {last} outputs are needed; leave the list out to have it derived")
+    return tuple(given)
+
+
+def mean_squared_norm(output: Float[Tensor, "*B N O"]) -> Float[Tensor, ""]:
+    """Mean over points of the squared length of an output: the magnitude penalty of deformations."""
+    return output.square().sum(dim=-1).mean() if output.numel() else torch.zeros((), device=output.device)

@@ -1,0 +1,37 @@
+"""The x4 super-resolution network of Gaussian Head Avatar (published name: Upsampler)."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+SCALE = 4
+
+
+class Upsampler(nn.Module):
+    """Feature image (h, w) -> RGB in [0,1] at (4h, 4w).
+
+    Two 3x3 convolutions to 4c channels, then twice bilinear x2 and two convolutions, halving to 2c and c; instance
+    norm and ReLU after each; a 1x1 convolution and a sigmoid.
+    """
+
+    def __init__(self, input_dim: int, output_dim: int, network_capacity: int) -> None:
+        super().__init__()
+        c = network_capacity
+        self.entry = _double_convolution(input_dim, 4 * c, 4 * c)
+        self.up1 = _double_convolution(4 * c, 2 * c, 2 * c)
+        self.up2 = _double_convolution(2 * c, c, c)
+        self.exit = nn.Conv2d(c, output_dim, kernel_size=1)
+        self.double = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+
+    def forward(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B O H W"]:
+        """`O` channels in [0,1], four times larger."""
+        hidden = self.entry(features)
+        hidden = self.up1(self.double(hidden))
+        hidden = self.up2(self.double(hidden))
+        return self.exit(hidden).sigmoid()
+
+
+def _double_convolution(width: int, middle: int, out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(width, middle, kernel_size=3, padding=1, bias=False), nn.InstanceNorm2d(middle), nn.ReLU(inplace=True),
+        nn.Conv2d(middle, out, kernel_size=3, padding=1, bias=False), nn.InstanceNorm2d(out), nn.ReLU(inplace=True),
+    )

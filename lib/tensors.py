@@ -1,0 +1,48 @@
+"""Frozen dataclasses of tensors travel between files; this base class moves and stacks them."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class TensorBundle:
+    """Base of frozen dataclasses whose fields are tensors, other bundles, or plain values (ints, strings, None)."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same bundle with every tensor, also in nested bundles, on `device`."""
+        return dataclasses.replace(self, **{  # pyright: ignore[reportArgumentType]
+            field.name: value.to(device)
+            for field in dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+            if isinstance(value := getattr(self, field.name), (Tensor, TensorBundle))
+        })
+
+    @classmethod
+    def stack(cls, bundles: Sequence[Self]) -> Self:
+        """One bundle whose tensors have a new leading batch dimension; strings become tuples, other values must agree."""
+        return cls(**{
+            field.name: _stack([getattr(bundle, field.name) for bundle in bundles], field.name)
+            for field in dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+        })
+
+
+def _stack(values: list[Any], name: str) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor):
+        return torch.stack(values)
+    if isinstance(first, TensorBundle):
+        return type(first).stack(values)
+    if isinstance(first, str):
+        return tuple(values)
+    if any(value != first for value in values):
+        raise ValueError(f"cannot stack '{name}': values differ within the batch: {values}")
+    return first
+
+
+def keyed_generator(*key: int) -> torch.Generator:
+    """A CPU generator that is a pure function of integers such as (seed, step): randomness that survives a resume."""
+    state = np.random.SeedSequence([k % 2**32 for k in key]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]) >> 1)

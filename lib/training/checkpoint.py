@@ -1,0 +1,105 @@
+"""The one checkpoint format: a full-state file, replaced atomically, loadable without running code."""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lib.errors import InputError
+from lib.training.stage import AbstractStage
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run needs to go on. `config` is the resolved configuration, `frames` the sorted frame names."""
+
+    stage: str
+    step: int
+    best_psnr: float
+    config: dict[str, Any]
+    frames: list[str]
+    modules: dict[str, dict[str, torch.Tensor]]
+    optimizers: dict[str, Any]
+    path: Path
+
+    def restore(self, stage: AbstractStage) -> None:
+        """Copies modules and optimizers into a stage of the same shape."""
+        for name, module in stage.modules.items():
+            load_module(module, self.modules.get(name), f"{self.path}: module '{name}'")
+        for name, optimizer in stage.optimizers.items():
+            optimizer.load_state_dict(self.optimizers[name])
+
+
+def save_checkpoint(
+    path: Path, stage: AbstractStage, step: int, best_psnr: float, config: dict[str, Any], frames: list[str], copies: list[Path]
+) -> None:
+    """Writes `path`, then hard-links or copies it to `copies`; a crash at any moment leaves the old file or the new one.
+
+    Raises InputError when the disk is full or not writable; the old file is then still there.
+    """
+    state = {
+        "format": FORMAT, "stage": stage.name, "step": step, "best_psnr": best_psnr, "config": config, "frames": frames,
+        "modules": {name: module.state_dict() for name, module in stage.modules.items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in stage.optimizers.items()},
+        "rng": torch.get_rng_state(),
+        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
+    }
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        for copy in copies:
+            link = copy.with_name(copy.name + ".partial")
+            link.unlink(missing_ok=True)
+            os.link(partial, link)
+            os.replace(link, copy)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        partial.unlink(missing_ok=True)
+        raise InputError(f"{path}: the checkpoint of step {step} cannot be written ({error}); the previous one is untouched. "
+                         "Free space or fix permissions and run the same command again") from error
+
+
+def read_checkpoint(path: Path, stage: str, key: str) -> Checkpoint:
+    """Reads a checkpoint of `stage` to the CPU; `key` is the configuration key that named it.
+
+    Raises InputError when it is missing, damaged, of another format or of another stage.
+    """
+    if not path.exists():
+        near = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
+        found = f"{path.parent} holds {near}" if near else f"there is no folder {path.parent}"
+        raise InputError(f"{key}: {path}: no such checkpoint ({found}); train that stage first or correct the path")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - a damaged file can raise nearly anything in the unpickler
+        raise InputError(f"{key}: {path}: not a readable checkpoint ({type(error).__name__}); it is damaged or another kind of file") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise InputError(f"{key}: {path}: expected a checkpoint of format {FORMAT}, found "
+                         f"{'format ' + str(state.get('format')) if isinstance(state, dict) else type(state).__name__}")
+    if state["stage"] != stage:
+        raise InputError(f"{key}: {path}: expected a checkpoint of stage '{stage}', found one of stage '{state['stage']}'")
+    fields = {name: state[name] for name in ("stage", "step", "best_psnr", "config", "frames", "modules", "optimizers")}
+    return Checkpoint(path=path, **fields)
+
+
+def load_module(module: nn.Module, state: dict[str, torch.Tensor] | None, what: str) -> None:
+    """load_state_dict whose error names the first tensor that does not fit."""
+    if state is None:
+        raise InputError(f"{what}: missing from the checkpoint")
+    own = module.state_dict()
+    for name in sorted(own.keys() | state.keys()):
+        have = tuple(state[name].shape) if name in state else None
+        want = tuple(own[name].shape) if name in own else None
+        if have != want:
+            raise InputError(f"{what}: '{name}': this configuration needs shape {want}, the checkpoint has {have}; "
+                             "widths and data must be those it was trained with")
+    module.load_state_dict(state)

@@ -1,0 +1,87 @@
+"""What a run leaves behind: log file, TensorBoard, pictures, its folder of checkpoints."""
+
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from lib.config import Config, write_config
+from lib.datasets.images import write_image
+
+
+class RecorderConfig(Config):
+    """Section `recorder`."""
+
+    name: str = Field(min_length=1, pattern=r"^[^/\\]+$", description="name of the run, also of its folders")
+    logdir: Path = Field(Path("log"), description="TensorBoard files and log file")
+    checkpoint_path: Path = Field(Path("checkpoints"), description="checkpoints go to <checkpoint_path>/<name>/")
+    result_path: Path = Field(Path("results"), description="pictures, videos and metrics go to <result_path>/<name>/")
+    save_freq: int = Field(1, gt=0, description="steps between checkpoints")
+    show_freq: int = Field(1, gt=0, description="steps between log lines")
+    keep_last: int = Field(2, ge=0, description="how many checkpoints besides latest and best are kept")
+
+    @property
+    def run_folder(self) -> Path:
+        """Checkpoints of this run."""
+        return self.checkpoint_path / self.name
+
+    @property
+    def result_folder(self) -> Path:
+        """Pictures and metrics of this run."""
+        return self.result_path / self.name
+
+
+class Recorder:
+    """Writes scalars, pictures and log lines of one stage of one run."""
+
+    def __init__(self, config: RecorderConfig, stage: str) -> None:
+        self.config, self.stage = config, stage
+        self._log = logging.getLogger(f"{stage}.{config.name}")
+        self._log.handlers.clear()
+        self._log.propagate = False
+        self._log.setLevel(logging.INFO)
+        self._writer: SummaryWriter | None = None
+
+    def open(self, resolved: Config) -> None:
+        """Creates the folders, saves the resolved configuration, starts the log."""
+        self.config.run_folder.mkdir(parents=True, exist_ok=True)
+        self.config.logdir.mkdir(parents=True, exist_ok=True)
+        write_config(resolved, self.config.run_folder / f"{self.stage}_config.yaml")
+        for handler in (logging.FileHandler(self.config.run_folder / f"{self.stage}.log"), logging.StreamHandler(sys.stdout)):
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+            self._log.addHandler(handler)
+        self._writer = SummaryWriter(str(self.config.logdir), filename_suffix=f".{self.stage}")
+
+    def line(self, text: str) -> None:
+        """One line to the log file and the terminal."""
+        self._log.info(text)
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Named numbers of one step."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{self.stage}/{name}", value, step)
+
+    def picture(self, name: str, image: Float[Tensor, "3 H W"], step: int) -> None:
+        """A picture to TensorBoard, and as <result>/<stage>_<name>.png where the newest replaces the last."""
+        if self._writer is not None:
+            self._writer.add_image(f"{self.stage}/{name}", image.clamp(0.0, 1.0), step)
+        write_image(self.config.result_folder / f"{self.stage}_{name}.png", image)
+
+    def close(self) -> None:
+        """Flushes everything."""
+        if self._writer is not None:
+            self._writer.close()
+        for handler in list(self._log.handlers):
+            handler.close()
+            self._log.removeHandler(handler)
+
+
+def image_rows(rows: list[Float[Tensor, "B 3 H W"]]) -> Float[Tensor, "3 h w"]:
+    """A table of pictures: one row per entry, one column per batch element."""
+    return torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)

@@ -1,0 +1,184 @@
+"""The animatable demo head (assets/demo_head): ICT-FaceKit topology, registered identities, photographic skins.
+
+Model space is canonical: 0.1·(ICT cm - (0, 0, 2)), y up, face towards +z; one unit is a decimetre.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lib.errors import InputError
+from lib.geometry.camera import Camera
+from lib.geometry.trimesh import vertex_normals
+from lib.render.mesh.reference import visible_faces
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets" / "demo_head"
+IDENTITIES = ("lee_perry_smith", "makehuman", "neutral")
+CANONICAL_PER_CM, ORIGIN_CM = 0.1, (0.0, 0.0, 2.0)
+
+# Vertex rows of the ICT topology.
+FACE_ROWS = slice(0, 9409)
+MOUTH_SOCKET_ROWS, EYE_SOCKET_ROWS = slice(11248, 13294), slice(13294, 14062)
+EYE_ROWS = {"L": slice(21451, 23021), "R": slice(23021, 24591)}
+# Materials of its faces.
+FACE, BACK_HEAD, GUMS, TEETH, SCLERA_L, IRIS_L, SCLERA_R, IRIS_R = range(8)
+# Sclera triangles nearer to the pupil than this (in UV, about the centre) are the cornea and hide the iris.
+CORNEA_UV_RADIUS = 0.175
+
+GAZE_RANGE = {"horizontal": np.deg2rad(32.0), "vertical": np.deg2rad(24.0)}  # of a full eyeLook coefficient
+GUMS_COLOR, TEETH_COLOR, SOCKET_COLOR = (0.62, 0.27, 0.26), (0.88, 0.85, 0.78), (0.32, 0.10, 0.09)
+# Light travels with the room: (direction towards the light, colour). Ambient depends on height.
+LIGHTS = (((-0.55, 0.45, 0.70), (0.62, 0.59, 0.55)), ((0.80, 0.10, 0.45), (0.24, 0.26, 0.30)), ((0.0, 0.2, -1.0), (0.20, 0.20, 0.22)))
+SKY, GROUND = (0.46, 0.46, 0.48), (0.26, 0.25, 0.25)
+MOUTH_DEPTH = 0.75  # canonical units behind the lips at which hardly any light arrives
+WALL = 0.94  # grey of the background
+SUPERSAMPLING = 2
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Rendered cameras: colour over the wall, exact coverage."""
+
+    image: Float[Tensor, "B 3 H W"]
+    mask: Float[Tensor, "B 1 H W"]
+
+
+class DemoHead:
+    """A parametric head with one identity and one skin; draws itself with the project's mesh rasterizer."""
+
+    def __init__(self, identity: str, skin: str, iris: str, texture_size: int) -> None:
+        with np.load(ASSETS / "head.npz", allow_pickle=False) as data:
+            arrays = {name: data[name] for name in data.files}
+        if identity not in IDENTITIES:
+            raise InputError(f"--identity: expected one of {', '.join(IDENTITIES)}, found '{identity}'")
+        origin = np.array(ORIGIN_CM)
+        self.neutral = torch.from_numpy((CANONICAL_PER_CM * (arrays[identity] - origin)).astype(np.float32))
+        deltas = arrays["expression_q"].astype(np.float32) * arrays["expression_scale"][:, None, None]
+        self.deltas = torch.from_numpy((CANONICAL_PER_CM * deltas).astype(np.float32))  # (E, N, 3)
+        self.expression_names = tuple(str(name) for name in arrays["expression_names"])
+        self.identity_coefficients = arrays.get(f"{identity}_coeff", np.zeros(60)).astype(np.float32)
+        self.landmark_rows = torch.from_numpy(np.delete(arrays["landmarks68"], [48, 54]).astype(np.int64))
+        uvs = torch.from_numpy(arrays["uvs"].astype(np.float32))
+        faces, faces_uv = torch.from_numpy(arrays["faces"]).long(), torch.from_numpy(arrays["faces_uv"]).long()
+        material = torch.from_numpy(arrays["face_material"]).long()
+        radius = (uvs[faces_uv].mean(dim=1) % 1.0 - 0.5).norm(dim=1)
+        kept = ~(((material == SCLERA_L) | (material == SCLERA_R)) & (radius < CORNEA_UV_RADIUS))
+        self.faces, self.material, self.face_uvs = faces[kept], material[kept], uvs[faces_uv[kept]] % 1.0
+        self.textures = {
+            FACE: _texture(f"{skin}_face.jpg", texture_size), BACK_HEAD: _texture(f"{skin}_backhead.jpg", texture_size),
+            SCLERA_L: _texture("sclera.png", texture_size // 4), IRIS_L: _texture(f"{iris}.png", texture_size // 4),
+        }
+        self.textures |= {SCLERA_R: self.textures[SCLERA_L], IRIS_R: self.textures[IRIS_L]}
+
+    @property
+    def expression_count(self) -> int:
+        """Number of expression coefficients."""
+        return len(self.expression_names)
+
+    def coefficients(self, shapes: dict[str, float]) -> Float[Tensor, "E"]:
+        """Expression vector from shape names; a name without _L/_R sets both sides."""
+        vector = torch.zeros(self.expression_count)
+        for name, value in shapes.items():
+            rows = [row for row, known in enumerate(self.expression_names) if known == name or known[:-2] == name]
+            if not rows:
+                raise KeyError(name)
+            vector[rows] += value
+        return vector
+
+    def vertices(self, expression: Float[Tensor, "E"]) -> Float[Tensor, "N 3"]:
+        """Canonical vertices: neutral + expression shapes, eyeballs turned by the eyeLook coefficients."""
+        vertices = self.neutral + torch.einsum("e,env->nv", expression, self.deltas)
+        value = dict(zip(self.expression_names, expression.tolist(), strict=True))
+        for side, rows in EYE_ROWS.items():
+            outward = 1.0 if side == "L" else -1.0  # the left eye is at +x
+            yaw = outward * GAZE_RANGE["horizontal"] * (value[f"eyeLookOut_{side}"] - value[f"eyeLookIn_{side}"])
+            pitch = GAZE_RANGE["vertical"] * (value[f"eyeLookUp_{side}"] - value[f"eyeLookDown_{side}"])
+            rotation = _rotation_y(yaw) @ _rotation_x(-pitch)
+            centre = self.neutral[rows].mean(dim=0)
+            vertices[rows] = (vertices[rows] - centre) @ rotation.T + centre
+        return vertices
+
+    @cached_property
+    def _socket(self) -> tuple[Int[Tensor, "N"], Float[Tensor, "N 1"]]:
+        """Per vertex: 1 inside the mouth or behind the eyes, and how much light arrives there."""
+        inner = torch.zeros(len(self.neutral), dtype=torch.long)
+        inner[MOUTH_SOCKET_ROWS] = inner[EYE_SOCKET_ROWS] = 1
+        light = torch.ones(len(self.neutral), 1)
+        lips = self.neutral[self.landmark_rows[48:66], 2].mean()
+        mouth = torch.cat([torch.arange(len(self.neutral))[MOUTH_SOCKET_ROWS], torch.arange(14062, 21451)])
+        light[mouth] = (1.0 - (lips - self.neutral[mouth, 2:]) / MOUTH_DEPTH).clamp(0.12, 1.0)
+        light[EYE_SOCKET_ROWS] = 0.35
+        return inner, light
+
+    def draw(self, vertices_world: Float[Tensor, "N 3"], camera: Camera) -> Picture:
+        """All cameras of a batch see one posed head; 2x2 supersampled, composited over a light grey wall."""
+        big = camera.resized(camera.width * SUPERSAMPLING, camera.height * SUPERSAMPLING)
+        count = len(camera.intrinsics)
+        points = big.to_camera(vertices_world.expand(count, -1, -1))
+        pixels = big.to_pixels(points)
+        corners = pixels[:, self.faces]
+        u, v = corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0]
+        facing = u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0] < 0  # counter-clockwise faces turn clockwise with y down
+        sclera = (self.material == SCLERA_L) | (self.material == SCLERA_R)
+        buffer = visible_faces(pixels, points[..., 2], self.faces, big.height, big.width, keep=facing | sclera, perspective=True)
+        where = buffer.covered.nonzero(as_tuple=True)
+        face, weights = buffer.face[where], buffer.barycentrics[where]
+        color = self._shade(vertices_world, face, weights, facing[where[0], face])
+        image = torch.full((*buffer.face.shape, 3), WALL)
+        image[where] = color
+        pooled = torch.nn.functional.avg_pool2d(image.permute(0, 3, 1, 2), SUPERSAMPLING)
+        mask = torch.nn.functional.avg_pool2d(buffer.covered[:, None].float(), SUPERSAMPLING)
+        return Picture(pooled.clamp(0.0, 1.0), mask)
+
+    def _shade(
+        self, vertices: Float[Tensor, "N 3"], face: Int[Tensor, "K"], weights: Float[Tensor, "K 3"], facing: Tensor
+    ) -> Float[Tensor, "K 3"]:
+        corners, material = self.faces[face], self.material[face]
+        uv = (self.face_uvs[face] * weights[..., None]).sum(dim=1)
+        albedo = torch.zeros(len(face), 3)
+        for number in material.unique().tolist():
+            chosen = material == number
+            if number in self.textures:
+                grid = torch.stack([2.0 * uv[chosen, 0] - 1.0, 1.0 - 2.0 * uv[chosen, 1]], dim=-1)[None, None]
+                sampled = torch.nn.functional.grid_sample(self.textures[number], grid, padding_mode="border", align_corners=False)
+                albedo[chosen] = sampled[0, :, 0].T
+            else:
+                albedo[chosen] = torch.tensor(GUMS_COLOR if number == GUMS else TEETH_COLOR)
+        inner, arriving = self._socket
+        albedo[inner[corners[:, 0]] > 0] = torch.tensor(SOCKET_COLOR)
+        albedo[~facing] = 0.02  # the back of the sclera, seen through the pupil
+        normals = vertex_normals(vertices, self.faces)
+        normal = torch.nn.functional.normalize((normals[corners] * weights[..., None]).sum(dim=1), dim=-1)
+        height = 0.5 + 0.5 * normal[:, 1:2]
+        light = height * torch.tensor(SKY) + (1.0 - height) * torch.tensor(GROUND)
+        for direction, strength in LIGHTS:
+            towards = torch.nn.functional.normalize(torch.tensor(direction), dim=0)
+            light = light + (normal @ towards).clamp(min=0.0)[:, None] * torch.tensor(strength)
+        return albedo * light * (arriving[corners] * weights[..., None]).sum(dim=1)
+
+
+def _texture(name: str, size: int) -> Float[Tensor, "1 3 H W"]:
+    path = ASSETS / "textures" / name
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if pixels is None:
+        known = sorted(p.name for p in path.parent.glob("*"))
+        raise InputError(f"{path}: no such texture; found {', '.join(known)}")
+    if size < len(pixels):
+        pixels = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(pixels[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255.0
+
+
+def _rotation_x(angle: float) -> Float[Tensor, "3 3"]:
+    c, s = float(np.cos(angle)), float(np.sin(angle))
+    return torch.tensor([[1, 0, 0], [0, c, -s], [0, s, c]])
+
+
+def _rotation_y(angle: float) -> Float[Tensor, "3 3"]:
+    c, s = float(np.cos(angle)), float(np.sin(angle))
+    return torch.tensor([[c, 0, s], [0, 1, 0], [-s, 0, c]])
