@@ -15,7 +15,7 @@ def main() -> None:
     seed_everything(config.trainer.seed)
     capture, device = HeadCapture(config.dataset), choose_device(config.trainer.device, config.gpu_id)
     batches = TrainingBatches(capture, config.batch_size, config.dataset.num_sample_view, config.trainer.seed)
-    train(MeshHeadStage(config, capture, device), batches, config.trainer, config, Recorder(config.recorder, "meshhead"), device)
+    train(MeshHeadStage(config, capture, device), batches, config.trainer, Recorder(config.recorder, "meshhead"), device)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lib.errors import InputError
+
 NEGATIVE_SLOPE = 0.01
 
 
@@ -51,19 +53,25 @@ def _input_part(weight: Float[Tensor, "O D"], local: Float[Tensor, "... N P"], c
     return part if code is None else part + nn.functional.linear(code, weight[:, width:])[..., None, :]
 
 
-def derived_dims(given: Sequence[int], default_hidden: Sequence[int], first: int, last: int, key: str, explanation: str) -> tuple[int, ...]:
-    """Widths from a configuration list, or derived when it is empty.
+def resolve_widths(
+    given: Sequence[int], default_hidden: Sequence[int], inputs: Sequence[tuple[int, str]], last: int, key: str
+) -> tuple[int, ...]:
+    """The widths of an MLP from a configuration list, or derived when the list is empty.
 
-    Raises ValueError when the given first or last width does not fit; `explanation` is the arithmetic of the first.
+    `inputs` are the concatenated parts with what each is, for the message. Raises InputError when the first or last
+    width does not fit.
     """
+    first = sum(width for width, _ in inputs)
+    arithmetic = " + ".join(what for _, what in inputs)
     if not given:
         return (first, *default_hidden, last)
-    if len(given) < 3:
-        raise ValueError(f"{key}: expected at least 3 widths (input, hidden, output), found {list(given)}")
+    advice = "correct it, or leave the list out to have it derived"
+    if len(given) < 3 or min(given) < 1:
+        raise InputError(f"{key}: expected at least 3 positive widths (input, hidden, output), found {list(given)}; {advice}")
     if given[0] != first:
-        raise ValueError(f"{key}[0] is {given[0]}, but the input has {first} = {explanation} columns; leave the list out to have it derived")
+        raise InputError(f"{key}[0] is {given[0]}, but its input has {first} columns = {arithmetic}; {advice}")
     if given[-1] != last:
-        raise ValueError(f"{key}[-1] is {given[-1]}, but {last} outputs are needed; leave the list out to have it derived")
+        raise InputError(f"{key}[-1] is {given[-1]}, but {last} outputs are needed; {advice}")
     return tuple(given)
 
 

@@ -1,9 +1,20 @@
 """The x4 super-resolution network of Gaussian Head Avatar (published name: Upsampler)."""
 
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
+from lib.config import Config
+
 SCALE = 4
+
+
+class UpsamplerConfig(Config):
+    """Section `supresmodule`."""
+
+    input_dim: int = Field(32, gt=0, description="feature channels in")
+    output_dim: int = Field(3, gt=0, description="image channels out")
+    network_capacity: int = Field(64, gt=0, description="width c of the last level; the first has 4c")
 
 
 class Upsampler(nn.Module):
@@ -13,20 +24,20 @@ class Upsampler(nn.Module):
     norm and ReLU after each; a 1x1 convolution and a sigmoid.
     """
 
-    def __init__(self, input_dim: int, output_dim: int, network_capacity: int) -> None:
+    def __init__(self, config: UpsamplerConfig) -> None:
         super().__init__()
-        c = network_capacity
-        self.entry = _double_convolution(input_dim, 4 * c, 4 * c)
+        c = config.network_capacity
+        self.entry = _double_convolution(config.input_dim, 4 * c, 4 * c)
         self.up1 = _double_convolution(4 * c, 2 * c, 2 * c)
         self.up2 = _double_convolution(2 * c, c, c)
-        self.exit = nn.Conv2d(c, output_dim, kernel_size=1)
-        self.double = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        self.exit = nn.Conv2d(c, config.output_dim, kernel_size=1)
+        self.grow = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
 
     def forward(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B O H W"]:
         """`O` channels in [0,1], four times larger."""
         hidden = self.entry(features)
-        hidden = self.up1(self.double(hidden))
-        hidden = self.up2(self.double(hidden))
+        hidden = self.up1(self.grow(hidden))
+        hidden = self.up2(self.grow(hidden))
         return self.exit(hidden).sigmoid()
 
 

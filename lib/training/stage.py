@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lib.config import Config
 from lib.datasets.batches import HeadBatch
 
 
@@ -30,10 +31,11 @@ class AbstractStage(ABC):
     """One trainable stage of an avatar system.
 
     `modules` holds everything learned, `optimizers` everything that updates it; both go into the checkpoint. `name` is
-    the prefix of its files.
+    the prefix of its files; `config` the resolved configuration that the checkpoint keeps.
     """
 
     name: str
+    config: Config
     modules: nn.ModuleDict
     optimizers: dict[str, torch.optim.Optimizer]
 

@@ -32,7 +32,7 @@ class TrainerConfig(Config):
     validate_count: int = Field(4, gt=0, description="held-out pictures per validation, spread over the frames")
 
 
-def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig, resolved: Config, recorder: Recorder, device: torch.device) -> None:
+def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig, recorder: Recorder, device: torch.device) -> None:
     """Trains `stage` up to the configured step, from its latest checkpoint if the run has one.
 
     Raises InputError for a checkpoint that does not belong to this run, NumericalError when a loss is not finite.
@@ -54,7 +54,7 @@ def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig,
             print(f"{name} '{recorder.config.name}' is finished: {latest} has {start} of {steps} steps. "
                   "Raise trainer.steps to go on, or choose another recorder.name")
             return
-    recorder.open(resolved)
+    recorder.open(stage.config)
     parameters = sum(p.numel() for p in stage.modules.parameters())
     recorder.line(f"{name}: {parameters:,} parameters, {len(batches.frames)} frames, steps {start} to {steps} on {device}"
                   + (f", resumed from {latest}" if start else ""))
@@ -67,7 +67,7 @@ def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig,
 
     def save(step: int, is_best: bool) -> None:
         numbered = [folder / f"{name}_step_{step:07d}"] if frequency.keep_last else []
-        save_checkpoint(latest, stage, step, best_psnr, resolved.model_dump(mode="json"), batches.frames, numbered + ([best] if is_best else []))
+        save_checkpoint(latest, stage, step, best_psnr, stage.config.model_dump(mode="json"), batches.frames, numbered + ([best] if is_best else []))
         for old in sorted(folder.glob(f"{name}_step_*[0-9]"))[:-frequency.keep_last or None]:
             old.unlink()
 

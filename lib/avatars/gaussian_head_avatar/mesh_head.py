@@ -15,7 +15,7 @@ from lib.datasets.batches import HeadBatch
 from lib.errors import InputError
 from lib.geometry.head_pose import HeadPose
 from lib.geometry.tetmesh import IsoSurface, TetGrid, body_centred_grid, marching_tetrahedra, oriented, subdivide
-from lib.networks.mlp import MLP, derived_dims, mean_squared_norm
+from lib.networks.mlp import MLP, mean_squared_norm, resolve_widths
 from lib.networks.positional_encoding import encoded_width, positional_encoding
 from lib.tensors import TensorBundle, keyed_generator
 
@@ -59,35 +59,30 @@ class MeshHeadConfig(Config):
         """Per-vertex features: what geo_mlp puts out besides sdf and offset."""
         return self.geo_mlp[-1] - 4
 
+    @property
+    def expression_count(self) -> int:
+        """Number of expression coefficients of a resolved configuration."""
+        return self.exp_deform_mlp[0] - encoded_width(3, self.pos_freq)
 
-@dataclass(frozen=True)
-class SharedWidths:
-    """Resolved widths of the four networks that both stages have."""
+    def resolved(self, expression_count: int) -> "MeshHeadConfig":
+        """The configuration with every width list filled in for data with E expression coefficients.
 
-    exp_color: tuple[int, ...]
-    pose_color: tuple[int, ...]
-    exp_deform: tuple[int, ...]
-    pose_deform: tuple[int, ...]
-
-
-def shared_widths(config: MeshHeadConfig, expression_count: int) -> SharedWidths:
-    """Widths for data with E expression coefficients. Raises InputError explaining a list that does not fit."""
-    feature, position, pose = config.feature_width, encoded_width(3, config.pos_freq), encoded_width(POSE_WIDTH, config.pos_freq)
-    expression = expression_count
-    colors = config.color_channels
-    try:
-        return SharedWidths(
-            derived_dims(config.exp_color_mlp, (256, 256), feature + expression, colors, "meshheadmodule.exp_color_mlp",
-                         f"{feature} features + {expression} expression coefficients of the data"),
-            derived_dims(config.pose_color_mlp, (128,), feature + pose, colors, "meshheadmodule.pose_color_mlp",
-                         f"{feature} features + {pose} encoded pose"),
-            derived_dims(config.exp_deform_mlp, (256,) * 5, position + expression, 3, "meshheadmodule.exp_deform_mlp",
-                         f"{position} encoded position + {expression} expression coefficients of the data"),
-            derived_dims(config.pose_deform_mlp, (256,) * 3, position + pose, 3, "meshheadmodule.pose_deform_mlp",
-                         f"{position} encoded position + {pose} encoded pose"),
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from error
+        Raises InputError explaining by arithmetic a list that does not fit.
+        """
+        position, pose = encoded_width(3, self.pos_freq), encoded_width(POSE_WIDTH, self.pos_freq)
+        feature = (self.feature_width, f"{self.feature_width} features")
+        expression = (expression_count, f"{expression_count} expression coefficients of the data")
+        place, turn = (position, f"{position} encoded position"), (pose, f"{pose} encoded pose")
+        rows = {
+            "exp_color_mlp": (self.exp_color_mlp, (256, 256), feature, expression, self.color_channels),
+            "pose_color_mlp": (self.pose_color_mlp, (128,), feature, turn, self.color_channels),
+            "exp_deform_mlp": (self.exp_deform_mlp, (256,) * 5, place, expression, 3),
+            "pose_deform_mlp": (self.pose_deform_mlp, (256,) * 3, place, turn, 3),
+        }
+        return self.model_copy(update={
+            key: resolve_widths(given, hidden, (first, second), last, f"meshheadmodule.{key}")
+            for key, (given, hidden, first, second, last) in rows.items()
+        })
 
 
 @dataclass(frozen=True)
@@ -115,20 +110,19 @@ class MeshHead(nn.Module):
     tet_verts: Tensor
     tets: Tensor
 
-    def __init__(self, config: MeshHeadConfig, expression_count: int, landmark_count: int) -> None:
+    def __init__(self, config: MeshHeadConfig, landmark_count: int) -> None:
+        """`config` must be resolved."""
         super().__init__()
         self.config = config
-        self.expression_count = expression_count
-        widths = shared_widths(config, expression_count)
         grid = tetrahedral_grid(config)
         self.register_buffer("tet_verts", grid.vertices)
         self.register_buffer("tets", grid.tets)
         self.landmarks_3d_neutral = nn.Parameter(torch.zeros(landmark_count, 3))
         self.geometry = MLP(config.geo_mlp)
-        self.exp_color = MLP(widths.exp_color)
-        self.pose_color = MLP(widths.pose_color)
-        self.exp_deform = MLP(widths.exp_deform)
-        self.pose_deform = MLP(widths.pose_deform)
+        self.exp_color = MLP(config.exp_color_mlp)
+        self.pose_color = MLP(config.pose_color_mlp)
+        self.exp_deform = MLP(config.exp_deform_mlp)
+        self.pose_deform = MLP(config.pose_deform_mlp)
 
     def forward(self, batch: HeadBatch) -> DeformedHead:
         """The neutral surface, coloured and deformed by each frame's expression and pose."""

@@ -68,8 +68,9 @@ class MeshHeadStage(AbstractStage):
     name = "meshhead"
 
     def __init__(self, config: MeshHeadTrainConfig, capture: HeadCapture, device: torch.device) -> None:
+        self.config = config.model_copy(update={"meshheadmodule": config.meshheadmodule.resolved(capture.expression_count)})
         self.weights = config.loss
-        self.head = MeshHead(config.meshheadmodule, capture.expression_count, capture.control_count).to(device)
+        self.head = MeshHead(self.config.meshheadmodule, capture.control_count).to(device)
         first = capture.item(capture.frames[0], capture.train_cameras[:1]).to(device)
         self.head.start_landmarks_at(first.control_points, first.head)
         self.head.start_as_sphere(config.trainer.seed)

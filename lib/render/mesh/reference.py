@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lib.geometry.camera import Camera
 from lib.geometry.trimesh import face_normals
+from lib.render.boxes import box_cells, split_by_total
 from lib.render.mesh.interface import FaceBuffer, MeshImage
 
 # Sharpness of the soft mask per squared unit of [-1,1] image coordinates, and how far from a triangle's box it reaches.
@@ -110,8 +111,8 @@ def visible_faces(
     empty = torch.iinfo(torch.int64).max
     nearest = torch.full((batch * height * width,), empty, dtype=torch.int64, device=pixels.device)
     counts = extent.prod(dim=1) * usable
-    for chosen in _chunks(counts):
-        owner, column, row = _box_pixels(chosen, counts, low, extent)
+    for chosen in split_by_total(counts, CHUNK_PAIRS):
+        owner, column, row = box_cells(chosen, low, extent)
         number = numbers[owner]
         x, y = column + 0.5 - number[:, 0], row + 0.5 - number[:, 1]
         second, third = x * number[:, 2] + y * number[:, 3], x * number[:, 4] + y * number[:, 5]
@@ -163,9 +164,9 @@ def soft_mask(
         free_pixels = free[owner_image, y1, x1] - free[owner_image, y0, x1] - free[owner_image, y1, x0] + free[owner_image, y0, x0]
         counts = extent.prod(dim=1) * (free_pixels > 0)
     log_outside = image.new_zeros(batch * height * width)
-    for chosen in _chunks(counts):
+    for chosen in split_by_total(counts, CHUNK_PAIRS):
         with torch.no_grad():
-            owner, column, row = _box_pixels(chosen, counts, low, extent)
+            owner, column, row = box_cells(chosen, low, extent)
             pixel = (owner_image[owner] * height + row) * width + column
             outside = ~covered.reshape(-1)[pixel]
             owner, column, row, pixel = owner[outside], column[outside], row[outside], pixel[outside]
@@ -182,28 +183,6 @@ def _squared_distance_to_edges(triangles: Float[Tensor, "K 3 2"], points: Float[
     offset = points[:, None] - start
     position = ((offset * along).sum(dim=2) / along.square().sum(dim=2).clamp(min=SOFT_EPSILON)).clamp(0.0, 1.0)
     return (offset - position[..., None] * along).square().sum(dim=2).amin(dim=1)
-
-
-def _chunks(counts: Int[Tensor, "K"]) -> list[Int[Tensor, "k"]]:
-    """Rows with pairs, in groups of about CHUNK_PAIRS pairs (a single row may exceed it: it has at most H·W)."""
-    rows = counts.nonzero()[:, 0]
-    if len(rows) == 0:
-        return []
-    group = (counts[rows].cumsum(dim=0) - 1) // CHUNK_PAIRS
-    return list(rows.split(torch.unique_consecutive(group, return_counts=True)[1].tolist()))
-
-
-def _box_pixels(
-    chosen: Int[Tensor, "k"], counts: Int[Tensor, "K"], low: Int[Tensor, "K 2"], extent: Int[Tensor, "K 2"]
-) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"], Int[Tensor, "P"]]:
-    """Every pixel of the chosen boxes: (row in `counts`, column, row in the image)."""
-    count = counts[chosen]
-    owner = chosen.repeat_interleave(count)
-    first = (count.cumsum(dim=0) - count).repeat_interleave(count)
-    inside = torch.arange(len(owner), device=owner.device) - first
-    across = extent[owner, 0]
-    down = torch.div(inside, across, rounding_mode="floor")
-    return owner, low[owner, 0] + inside - down * across, low[owner, 1] + down
 
 
 def _cross(a: Float[Tensor, "*K 2"], b: Float[Tensor, "*K 2"]) -> Float[Tensor, "*K"]:

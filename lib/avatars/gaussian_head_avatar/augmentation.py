@@ -1,0 +1,42 @@
+"""Random zoom between rasterization and super-resolution, so that the network does not learn one scale."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+SMALLEST, SPREAD = 0.8, 0.45
+PADDING = 1.0  # white; also for `visible`
+
+
+@dataclass(frozen=True)
+class Zoom:
+    """Per picture: the new size in coarse pixels, and where in the zoomed picture the window of the old size starts."""
+
+    size: Int[Tensor, "B"]
+    left: Int[Tensor, "B"]
+    top: Int[Tensor, "B"]
+    window: int
+
+    def apply(self, image: Float[Tensor, "B C H W"], scale: int) -> Float[Tensor, "B C H W"]:
+        """Nearest resampling, then cropping or padding with 1 to the old size; `scale` = pixels per coarse pixel."""
+        count = self.window * scale
+        rows, inside_rows = self._source(self.top, scale, count)
+        columns, inside_columns = self._source(self.left, scale, count)
+        picked = image[torch.arange(len(image))[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        inside = (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None].to(image.device)
+        return torch.where(inside, picked, torch.full_like(picked, PADDING))
+
+    def _source(self, start: Int[Tensor, "B"], scale: int, count: int) -> tuple[Tensor, Tensor]:
+        position = torch.arange(count) + (start * scale)[:, None]
+        size = (self.size * scale)[:, None]
+        return (position * count // size).clamp(0, count - 1), (position >= 0) & (position < size)
+
+
+def random_zoom(count: int, size: int, generator: torch.Generator) -> Zoom:
+    """Factors int(size·(0.8 + 0.45 u))/size with u uniform in [0,1); windows placed uniformly."""
+    u, across, down = torch.rand(3, count, generator=generator)
+    new = (size * (SMALLEST + SPREAD * u)).long()
+    slack = new - size
+    return Zoom(new, (slack * across).round().long(), (slack * down).round().long(), size)

@@ -1,0 +1,74 @@
+"""The trained avatar: Gaussian head, rasterizer at a quarter of the resolution, super-resolution."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHead, GaussianHeadConfig
+from lib.errors import InputError
+from lib.geometry.camera import Camera
+from lib.geometry.head_pose import HeadPose
+from lib.networks.upsampler import SCALE, Upsampler, UpsamplerConfig
+from lib.render.gaussian.interface import FeatureImage, rasterize
+from lib.tensors import TensorBundle
+from lib.training.checkpoint import Checkpoint, load_module
+
+RGB = slice(0, 3)
+
+
+@dataclass(frozen=True)
+class AvatarImage(TensorBundle):
+    """An avatar on white: the picture, and the feature image at a quarter of its size (channels 0:3 are RGB)."""
+
+    image: Float[Tensor, "B 3 H W"]
+    coarse: FeatureImage
+
+
+class GaussianAvatar(nn.Module):
+    """Everything that is needed to draw."""
+
+    def __init__(self, head: GaussianHead, upsampler: Upsampler) -> None:
+        super().__init__()
+        self.head, self.upsampler = head, upsampler
+
+    def forward(self, expression: Float[Tensor, "B E"], pose_code: Float[Tensor, "B 6"], head: HeadPose, camera: Camera) -> AvatarImage:
+        """Draws B heads, each by its own camera, at the cameras' size (divisible by 4)."""
+        coarse = self.features(expression, pose_code, head, camera)
+        return AvatarImage(self.upsampler(coarse.features), coarse)
+
+    def features(self, expression: Float[Tensor, "B E"], pose_code: Float[Tensor, "B 6"], head: HeadPose, camera: Camera) -> FeatureImage:
+        """The feature image alone, over a background of 1 in every channel."""
+        cloud = self.head(expression, pose_code, head)
+        background = cloud.features.new_ones(cloud.features.shape[-1])
+        return rasterize(cloud, camera.resized(camera.width // SCALE, camera.height // SCALE), background)
+
+
+def avatar_from(checkpoint: Checkpoint) -> GaussianAvatar:
+    """The avatar of a stage-2 checkpoint, on the CPU."""
+    config: dict[str, Any] = checkpoint.config
+    state = checkpoint.modules["gaussianhead"]
+    head = GaussianHead(GaussianHeadConfig.model_validate(config["gaussianheadmodule"]), len(state["xyz"]), len(state["landmarks_3d_neutral"]))
+    upsampler = Upsampler(UpsamplerConfig.model_validate(config["supresmodule"]))
+    load_module(head, state, f"{checkpoint.path}: module 'gaussianhead'")
+    load_module(upsampler, checkpoint.modules["supres"], f"{checkpoint.path}: module 'supres'")
+    return GaussianAvatar(head, upsampler)
+
+
+def check_resolution(resolution: int) -> None:
+    """Raises InputError when a picture cannot be super-resolved to this size."""
+    if resolution % SCALE or resolution < 4 * SCALE:
+        raise InputError(f"dataset.resolution is {resolution}; expected a multiple of {SCALE} of at least {4 * SCALE}: "
+                         f"features are rasterized at 1/{SCALE} of it")
+
+
+def check_same(given: nn.Module | Any, trained: dict[str, Any], section: str, path: object) -> None:
+    """Raises InputError when a key written in `section` of a YAML differs from what the checkpoint was trained with."""
+    if given is None:
+        return
+    values = given.model_dump(mode="json", include=given.model_fields_set)
+    for key, value in values.items():
+        if value != trained.get(key) and value != []:
+            raise InputError(f"{section}.{key} is {value}, but {path} was trained with {trained.get(key)}; correct it or leave the section out")

@@ -1,0 +1,133 @@
+"""Stage 2: a cloud of Gaussians whose colour, place and shape follow expression and head pose."""
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from lib.avatars.gaussian_head_avatar.control import control
+from lib.avatars.gaussian_head_avatar.mesh_head import POSE_WIDTH, MeshHeadConfig
+from lib.config import Config
+from lib.errors import InputError
+from lib.gaussians.cloud import GaussianCloud
+from lib.geometry.head_pose import HeadPose
+from lib.networks.mlp import MLP, resolve_widths
+from lib.networks.positional_encoding import encoded_width, positional_encoding
+
+# Attribute offsets: 3 log-scales, 4 quaternion components, 1 opacity logit.
+ATTRIBUTES = (3, 4, 1)
+# The networks that stage 1 hands over, and the configuration lists of their widths.
+SHARED_NETWORKS = ("exp_color", "pose_color", "exp_deform", "pose_deform")
+
+
+class GaussianHeadConfig(Config):
+    """Section `gaussianheadmodule`. Widths of the four shared networks are those of stage 1."""
+
+    num_add_mouth_points: int = Field(0, ge=0, description="Gaussians added around the mouth, where the mesh has no inside")
+    exp_color_mlp: tuple[int, ...] = Field((), description="widths: feature + expression -> colour channels")
+    pose_color_mlp: tuple[int, ...] = Field((), description="widths: feature + encoded pose -> colour channels")
+    exp_attributes_mlp: tuple[int, ...] = Field((), description="widths: feature + expression -> 8 attribute offsets")
+    pose_attributes_mlp: tuple[int, ...] = Field((), description="widths: feature + encoded pose -> 8 attribute offsets")
+    exp_deform_mlp: tuple[int, ...] = Field((), description="widths: encoded position + expression -> displacement")
+    pose_deform_mlp: tuple[int, ...] = Field((), description="widths: encoded position + encoded pose -> displacement")
+    exp_coeffs_dim: int | None = Field(None, gt=0, description="expression coefficients; derived from the data")
+    pos_freq: int = Field(4, ge=0, description="frequencies of the positional encoding")
+    dist_threshold_near: float = Field(0.1, ge=0, description="squared canonical units: fully expression-driven inside")
+    dist_threshold_far: float = Field(0.2, gt=0, description="squared canonical units: fully pose-driven outside")
+    deform_scale: float = Field(0.3, gt=0, description="canonical units per unit of displacement output")
+    attributes_scale: float = Field(0.05, gt=0, description="log-scale, quaternion or logit units per unit of attribute output")
+
+    @model_validator(mode="after")
+    def _order(self) -> "GaussianHeadConfig":
+        if self.dist_threshold_far <= self.dist_threshold_near:
+            raise ValueError(f"dist_threshold_far ({self.dist_threshold_far}) must be larger than dist_threshold_near ({self.dist_threshold_near})")
+        return self
+
+    @property
+    def feature_width(self) -> int:
+        """Features per Gaussian, of a resolved configuration."""
+        return self.pose_color_mlp[0] - encoded_width(POSE_WIDTH, self.pos_freq)
+
+    @property
+    def color_channels(self) -> int:
+        """Channels of the rendered feature image, of a resolved configuration."""
+        return self.exp_color_mlp[-1]
+
+    def resolved(self, mesh_head: MeshHeadConfig, expression_count: int) -> "GaussianHeadConfig":
+        """Fills in every width from a resolved stage-1 configuration.
+
+        Raises InputError when a given list differs from stage 1 or does not fit the data.
+        """
+        if self.exp_coeffs_dim not in (None, expression_count):
+            raise InputError(f"gaussianheadmodule.exp_coeffs_dim is {self.exp_coeffs_dim}, but the data has {expression_count} expression coefficients")
+        if self.pos_freq != mesh_head.pos_freq:
+            raise InputError(f"gaussianheadmodule.pos_freq is {self.pos_freq}, but stage 1 was trained with {mesh_head.pos_freq}")
+        if mesh_head.expression_count != expression_count:
+            raise InputError(f"the stage-1 checkpoint was trained with {mesh_head.expression_count} expression coefficients, the data has {expression_count}")
+        widths: dict[str, object] = {"exp_coeffs_dim": expression_count}
+        for network in SHARED_NETWORKS:
+            key = f"{network}_mlp"
+            given, trained = getattr(self, key), getattr(mesh_head, key)
+            if given and given != trained:
+                raise InputError(f"gaussianheadmodule.{key} is {list(given)}, but stage 1 was trained with {list(trained)}; "
+                                 "its weights are handed over, so the lists must be equal (or leave this one out)")
+            widths[key] = trained
+        feature = (mesh_head.feature_width, f"{mesh_head.feature_width} features")
+        pose = encoded_width(POSE_WIDTH, self.pos_freq)
+        for key, given, hidden, part in (
+            ("exp_attributes_mlp", self.exp_attributes_mlp, (256,) * 3, (expression_count, f"{expression_count} expression coefficients of the data")),
+            ("pose_attributes_mlp", self.pose_attributes_mlp, (128,) * 2, (pose, f"{pose} encoded pose")),
+        ):
+            widths[key] = resolve_widths(given, hidden, (feature, part), sum(ATTRIBUTES), f"gaussianheadmodule.{key}")
+        return self.model_copy(update=widths)
+
+
+class GaussianHead(nn.Module):
+    """Gaussian Head Avatar, section 3.2: neutral Gaussians in canonical units and six networks that move them."""
+
+    landmarks_3d_neutral: Tensor
+
+    def __init__(self, config: GaussianHeadConfig, point_count: int, landmark_count: int) -> None:
+        """`config` must be resolved. Points and landmarks are zero until a handover or a checkpoint fills them."""
+        super().__init__()
+        self.config = config
+        self.xyz = nn.Parameter(torch.zeros(point_count, 3))
+        self.feature = nn.Parameter(torch.zeros(point_count, config.feature_width))  # before tanh
+        self.scales = nn.Parameter(torch.zeros(point_count, 3))  # log
+        self.rotation = nn.Parameter(torch.zeros(point_count, 4))  # quaternion wxyz, normalised when used
+        self.opacity = nn.Parameter(torch.zeros(point_count, 1))  # logit
+        self.register_buffer("landmarks_3d_neutral", torch.zeros(landmark_count, 3))
+        self.exp_color = MLP(config.exp_color_mlp)
+        self.pose_color = MLP(config.pose_color_mlp)
+        self.exp_deform = MLP(config.exp_deform_mlp)
+        self.pose_deform = MLP(config.pose_deform_mlp)
+        self.exp_attributes = MLP(config.exp_attributes_mlp)
+        self.pose_attributes = MLP(config.pose_attributes_mlp)
+
+    def forward(self, expression: Float[Tensor, "B E"], pose_code: Float[Tensor, "B 6"], head: HeadPose) -> GaussianCloud:
+        """The cloud in the world. `pose_code` is the pose the networks see, `head` the one that places the head."""
+        config = self.config
+        feature, pose = self.feature.tanh(), self._encode(pose_code)
+        weights = control(self.xyz, self.landmarks_3d_neutral, config.dist_threshold_near, config.dist_threshold_far)
+        near, far = weights.expression_rows, weights.pose_rows
+
+        colors = weights.blend(self.exp_color(feature[near], expression), self.pose_color(feature[far], pose))
+        # Unlike stage 1, the pose deformation is evaluated at the undeformed point: published behaviour.
+        motion = weights.blend(
+            self.exp_deform(self._encode(self.xyz[near]), expression).tanh(),
+            self.pose_deform(self._encode(self.xyz[far]), pose).tanh(),
+        )
+        change = weights.blend(self.exp_attributes(feature[near], expression), self.pose_attributes(feature[far], pose))
+        scale, turn, opacity = (config.attributes_scale * change).split(ATTRIBUTES, dim=-1)
+
+        quats = nn.functional.normalize(self.rotation + turn, dim=-1)
+        return GaussianCloud(
+            means=head.to_world(self.xyz + config.deform_scale * motion),
+            quats_wxyz=head.rotate_quaternions(quats),
+            scales=(self.scales + scale).exp() * head.scale[:, None],
+            opacities=(self.opacity + opacity).sigmoid()[..., 0],
+            features=colors,
+        )
+
+    def _encode(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
+        return positional_encoding(x, self.config.pos_freq)

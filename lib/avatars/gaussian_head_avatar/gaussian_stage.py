@@ -1,0 +1,164 @@
+"""Training of the Gaussian head with super-resolution and pose offsets."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from lib.avatars.gaussian_head_avatar.augmentation import Zoom, random_zoom
+from lib.avatars.gaussian_head_avatar.avatar import RGB, GaussianAvatar, avatar_from, check_resolution, check_same
+from lib.avatars.gaussian_head_avatar.config import AvatarConfig
+from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHead, GaussianHeadConfig
+from lib.avatars.gaussian_head_avatar.handover import hand_over, mesh_head_from
+from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
+from lib.config import Config
+from lib.datasets.batches import HeadBatch
+from lib.datasets.head_capture import HeadCapture
+from lib.errors import InputError
+from lib.geometry.head_pose import HeadPose
+from lib.losses.photometric import visible_l1
+from lib.networks.upsampler import SCALE, Upsampler, UpsamplerConfig
+from lib.tensors import TensorBundle, keyed_generator
+from lib.training.checkpoint import read_checkpoint
+from lib.training.stage import AbstractStage, Comparison, StepReport
+from lib.training.trainer import TrainerConfig
+
+
+class GaussianLossConfig(Config):
+    """Section `loss` of stage 2: weights, and how targets are made."""
+
+    fine: float = Field(1.0, ge=0, description="L1 of the super-resolved picture")
+    coarse: float = Field(1.0, ge=0, description="L1 of the first three channels at a quarter of the resolution")
+    coarse_target: Literal["nearest", "area"] = Field("nearest", description="how targets are reduced to a quarter: every 4th pixel (published) or the mean")
+    augment: bool = Field(True, description="super-resolve a randomly zoomed feature image (published)")
+
+
+class GaussianRates(Config):
+    """Section `rates`: learning rates as fractions of lr_net (published values)."""
+
+    xyz: float = Field(0.1, ge=0, description="positions")
+    feature: float = Field(0.1, ge=0, description="features")
+    scales: float = Field(0.3, ge=0, description="log-scales")
+    rotation: float = Field(0.1, ge=0, description="quaternions")
+    opacity: float = Field(1.0, ge=0, description="opacity logits")
+
+
+class GaussianTrainerConfig(TrainerConfig):
+    """Section `trainer` of stage 2."""
+
+    epochs: int = Field(1000, gt=0, description="passes over the training frames when steps is not given")
+
+
+class GaussianHeadTrainConfig(AvatarConfig):
+    """The YAML file of train_gaussianhead.py."""
+
+    lr_net: float = Field(1e-4, gt=0, description="Adam learning rate of the networks; section rates has the others")
+    meshheadmodule: MeshHeadConfig | None = Field(None, description="optional: must equal the stage-1 configuration, which the checkpoint holds")
+    gaussianheadmodule: GaussianHeadConfig = GaussianHeadConfig()
+    supresmodule: UpsamplerConfig = UpsamplerConfig()
+    loss: GaussianLossConfig = GaussianLossConfig()
+    rates: GaussianRates = GaussianRates()
+    trainer: GaussianTrainerConfig = GaussianTrainerConfig()
+
+
+@dataclass(frozen=True)
+class GaussianLosses(TensorBundle):
+    """Unweighted terms; names as in GaussianLossConfig."""
+
+    fine: Float[Tensor, ""]
+    coarse: Float[Tensor, ""]
+
+
+class PoseOffsets(nn.Module):
+    """A learnable correction of every frame's head pose: rotation vector (radians) and translation (world units)."""
+
+    def __init__(self, frames: int) -> None:
+        super().__init__()
+        self.delta = nn.Parameter(torch.zeros(frames, 6))
+
+    def correct(self, batch: HeadBatch) -> HeadPose:
+        """The corrected poses of a batch."""
+        return HeadPose(batch.head.pose + self.delta[batch.frame_index], batch.head.scale)
+
+
+class GaussianHeadStage(AbstractStage):
+    """Stage 2: one view per frame, on white. Starts from a stage-1 checkpoint, or goes on from its own."""
+
+    name = "gaussianhead"
+
+    def __init__(self, config: GaussianHeadTrainConfig, capture: HeadCapture, device: torch.device) -> None:
+        check_resolution(config.dataset.resolution)
+        self.avatar = self._start(config, capture)
+        self.config = config.model_copy(update={"gaussianheadmodule": self.avatar.head.config})
+        self.avatar.to(device)
+        self.pose_offsets = PoseOffsets(len(capture.frames)).to(device)
+        self.modules = nn.ModuleDict({"gaussianhead": self.avatar.head, "supres": self.avatar.upsampler, "delta_poses": self.pose_offsets})
+        head = self.avatar.head
+        rates = dict(config.rates)
+        groups = [{"params": [getattr(head, name)], "lr": config.lr_net * rate} for name, rate in rates.items()]
+        networks = [parameter for name, parameter in head.named_parameters() if name not in rates]
+        groups.append({"params": [*networks, *self.avatar.upsampler.parameters()], "lr": config.lr_net})
+        self.optimizers = {"adam": torch.optim.Adam(groups)}
+        if config.optimize_pose:
+            self.optimizers["pose"] = torch.optim.Adam(self.pose_offsets.parameters(), lr=config.lr_pose)
+
+    @staticmethod
+    def _start(config: GaussianHeadTrainConfig, capture: HeadCapture) -> GaussianAvatar:
+        own = config.recorder.run_folder / "gaussianhead_latest"
+        if own.exists():
+            return avatar_from(read_checkpoint(own, "gaussianhead", "resume"))
+        if config.load_meshhead_checkpoint is None:
+            raise InputError("load_meshhead_checkpoint: stage 2 starts from a stage-1 checkpoint; name it, e.g. checkpoints/<name>/meshhead_latest")
+        checkpoint = read_checkpoint(config.load_meshhead_checkpoint, "meshhead", "load_meshhead_checkpoint")
+        check_same(config.meshheadmodule, checkpoint.config["meshheadmodule"], "meshheadmodule", checkpoint.path)
+        mesh_head = mesh_head_from(checkpoint)
+        if len(mesh_head.landmarks_3d_neutral) != capture.control_count:
+            raise InputError(f"load_meshhead_checkpoint: {checkpoint.path} was trained with {len(mesh_head.landmarks_3d_neutral)} control landmarks, "
+                             f"the data has {capture.control_count}: it belongs to a subject fitted with another 3DMM")
+        resolved = config.gaussianheadmodule.resolved(mesh_head.config, capture.expression_count)
+        if config.supresmodule.input_dim != resolved.color_channels:
+            raise InputError(f"supresmodule.input_dim is {config.supresmodule.input_dim}, but the head renders {resolved.color_channels} channels "
+                             "(exp_color_mlp[-1])")
+        return GaussianAvatar(hand_over(mesh_head, resolved, config.trainer.seed), Upsampler(config.supresmodule))
+
+    def step(self, batch: HeadBatch, step: int) -> StepReport:
+        """One Adam step."""
+        losses = self._losses(batch, step)
+        total = self.config.loss.fine * losses.fine + self.config.loss.coarse * losses.coarse
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        return StepReport(total.detach(), {field.name: getattr(losses, field.name).detach() for field in dataclasses.fields(losses)})
+
+    def compare(self, batch: HeadBatch) -> Comparison:
+        """Super-resolved pictures and targets, on white; poses as tracked."""
+        image = self.avatar(batch.expression, batch.head.pose, batch.head, batch.flat_camera()).image
+        return Comparison(image, batch.on_white().flatten(0, 1))
+
+    def _losses(self, batch: HeadBatch, step: int) -> GaussianLosses:
+        head = self.pose_offsets.correct(batch)
+        coarse = self.avatar.features(batch.expression, head.pose, head, batch.flat_camera())
+        target, visible = batch.on_white().flatten(0, 1), batch.visible.flatten(0, 1)
+        reduce = _every_fourth if self.config.loss.coarse_target == "nearest" else _mean_of_four
+        coarse_loss = visible_l1(coarse.features[:, RGB], reduce(target), reduce(visible))
+        zoom: Zoom | None = None
+        if self.config.loss.augment:
+            zoom = random_zoom(len(target), coarse.features.shape[-1], keyed_generator(self.config.trainer.seed, 3, step))
+        features = coarse.features
+        if zoom is not None:
+            features, target, visible = zoom.apply(features, 1), zoom.apply(target, SCALE), zoom.apply(visible, SCALE)
+        return GaussianLosses(fine=visible_l1(self.avatar.upsampler(features), target, visible), coarse=coarse_loss)
+
+
+def _every_fourth(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
+    return image[:, :, ::SCALE, ::SCALE]
+
+
+def _mean_of_four(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
+    return nn.functional.avg_pool2d(image, SCALE)
