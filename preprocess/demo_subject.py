@@ -188,9 +188,11 @@ def write_subject(head: DemoHead, output: Path, resolution: int, frames: int, se
             # The yardstick of evaluation: the truth without expression, where something is held out.
             held = [row for row in rows.tolist() if record["sequence"] == HELD_OUT_SEQUENCE or CAMERA_IDS[row] == HELD_OUT_CAMERA]
             if held:
-                without = head.draw(neutral, _pick(cameras, torch.tensor(held))).image
+                without = head.draw(neutral, _pick(cameras, torch.tensor(held)))
                 for k, row in enumerate(held):
-                    _write_image(folder.expressionless_path(frame, CAMERA_IDS[row]), without[k].permute(1, 2, 0).numpy())
+                    for kind, pixels in (("image", without.image[k]), ("mask", without.mask[k])):
+                        path = folder.expressionless_path(frame, CAMERA_IDS[row], kind)
+                        _write_image(path, pixels.permute(1, 2, 0).expand(-1, -1, 3).numpy())
     return records
 
 

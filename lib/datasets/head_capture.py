@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor
 
@@ -107,10 +107,14 @@ class HeadCapture:
         """A batch of single-view items."""
         return HeadBatch.stack([self.item(picture.frame, [picture.camera]) for picture in pictures])
 
-    def expressionless(self, picture: Picture) -> UInt8[Tensor, "3 H W"] | None:
-        """The truth with expression 0, where the subject is synthetic."""
-        path = self.folder.expressionless_path(picture.frame, picture.camera)
-        return resize(read_image(path), self.config.resolution) if path.exists() else None
+    def expressionless(self, picture: Picture) -> Float[Tensor, "3 H W"] | None:
+        """The truth with expression 0 on white, where the subject is synthetic."""
+        path, mask_path = (self.folder.expressionless_path(picture.frame, picture.camera, kind) for kind in ("image", "mask"))
+        if not path.exists():
+            return None
+        size = self.config.resolution
+        image, mask = resize(read_image(path), size) / 255.0, resize(read_image(mask_path), size)[:1] / 255.0
+        return image * mask + (1.0 - mask)
 
     def _pixels(self, picture: Picture) -> UInt8[Tensor, "5 H W"]:
         """RGB, mask, visible."""

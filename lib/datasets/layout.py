@@ -5,7 +5,7 @@
     <subject>/params/<frame>/params.npz               id_coeff, exp_coeff (1,E), scale (1,), pose (1,6) rotation vector + translation
     <subject>/params/<frame>/{lmk_3d,vertices}.npy    (66,3) landmarks and (M,3) model vertices, world units
     <subject>/frames.json                             optional: sequence and time of every frame
-    <subject>/expressionless/<frame>/image_<camera>.jpg   synthetic subjects only: the truth with expression 0
+    <subject>/expressionless/<frame>/{image,mask}_<camera>.jpg   synthetic subjects only: the truth with expression 0
 """
 
 import json
@@ -59,9 +59,9 @@ class CaptureFolder:
         jpeg, png = stem.with_suffix(".jpg"), stem.with_suffix(".png")
         return png if png.exists() and not jpeg.exists() else jpeg
 
-    def expressionless_path(self, frame: str, camera: str) -> Path:
-        """The same picture with expression 0 (synthetic subjects only)."""
-        return self.root / "expressionless" / frame / f"image_{camera}.jpg"
+    def expressionless_path(self, frame: str, camera: str, kind: str = "image") -> Path:
+        """The same picture (or mask) with expression 0: synthetic subjects only."""
+        return self.root / "expressionless" / frame / f"{kind}_{camera}.jpg"
 
     def background_path(self, camera: str) -> Path:
         """The empty scene."""

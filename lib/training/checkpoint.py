@@ -17,11 +17,13 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a run needs to go on. `config` is the resolved configuration, `frames` the sorted frame names."""
+    """Everything a run needs to go on. `config` is the resolved configuration, `frames` the sorted frame names,
+    `seconds` the training time so far."""
 
     stage: str
     step: int
     best_psnr: float
+    seconds: float
     config: dict[str, Any]
     frames: list[str]
     modules: dict[str, dict[str, torch.Tensor]]
@@ -37,14 +39,15 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    path: Path, stage: AbstractStage, step: int, best_psnr: float, config: dict[str, Any], frames: list[str], copies: list[Path]
+    path: Path, stage: AbstractStage, step: int, best_psnr: float, seconds: float, frames: list[str], copies: list[Path]
 ) -> None:
     """Writes `path`, then hard-links or copies it to `copies`; a crash at any moment leaves the old file or the new one.
 
     Raises InputError when the disk is full or not writable; the old file is then still there.
     """
     state = {
-        "format": FORMAT, "stage": stage.name, "step": step, "best_psnr": best_psnr, "config": config, "frames": frames,
+        "format": FORMAT, "stage": stage.name, "step": step, "best_psnr": best_psnr, "seconds": seconds,
+        "config": stage.config.model_dump(mode="json"), "frames": frames,
         "modules": {name: module.state_dict() for name, module in stage.modules.items()},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in stage.optimizers.items()},
         "rng": torch.get_rng_state(),
@@ -87,7 +90,7 @@ def read_checkpoint(path: Path, stage: str, key: str) -> Checkpoint:
                          f"{'format ' + str(state.get('format')) if isinstance(state, dict) else type(state).__name__}")
     if state["stage"] != stage:
         raise InputError(f"{key}: {path}: expected a checkpoint of stage '{stage}', found one of stage '{state['stage']}'")
-    fields = {name: state[name] for name in ("stage", "step", "best_psnr", "config", "frames", "modules", "optimizers")}
+    fields = {name: state[name] for name in ("stage", "step", "best_psnr", "seconds", "config", "frames", "modules", "optimizers")}
     return Checkpoint(path=path, **fields)
 
 

@@ -1,5 +1,6 @@
 """What a run leaves behind: log file, TensorBoard, pictures, its folder of checkpoints."""
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -85,3 +86,15 @@ class Recorder:
 def image_rows(rows: list[Float[Tensor, "B 3 H W"]]) -> Float[Tensor, "3 h w"]:
     """A table of pictures: one row per entry, one column per batch element."""
     return torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
+
+
+def write_seconds(result_folder: Path, stage: str, seconds: float) -> None:
+    """Notes how long a stage took in <result>/seconds.json."""
+    result_folder.mkdir(parents=True, exist_ok=True)
+    (result_folder / "seconds.json").write_text(json.dumps(read_seconds(result_folder) | {stage: round(seconds, 1)}, indent=1))
+
+
+def read_seconds(result_folder: Path) -> dict[str, float]:
+    """Seconds per stage noted so far."""
+    path = result_folder / "seconds.json"
+    return json.loads(path.read_text()) if path.exists() else {}

@@ -14,7 +14,7 @@ from lib.datasets.sampler import TrainingBatches
 from lib.errors import InputError, NumericalError
 from lib.metrics.psnr import psnr
 from lib.training.checkpoint import read_checkpoint, save_checkpoint
-from lib.training.recorder import Recorder, image_rows
+from lib.training.recorder import Recorder, image_rows, write_seconds
 from lib.training.runtime import is_terminal
 from lib.training.stage import AbstractStage
 
@@ -40,7 +40,8 @@ def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig,
     folder, name, frequency = recorder.config.run_folder, stage.name, recorder.config
     latest, best = folder / f"{name}_latest", folder / f"{name}_best"
     steps = config.steps or config.epochs * batches.steps_per_epoch
-    start, best_psnr = 0, float("-inf")
+    start, best_psnr, before = 0, float("-inf"), 0.0
+    began = time.perf_counter()
     stage.modules.to(device)
     if latest.exists():
         checkpoint = read_checkpoint(latest, name, "resume")
@@ -49,7 +50,7 @@ def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig,
             raise InputError(f"{latest}: was trained on {len(checkpoint.frames)} frames, dataset.dataroot has {len(batches.frames)}; "
                              f"first difference: {different[0]}. Restore the frames or choose another recorder.name")
         checkpoint.restore(stage)
-        start, best_psnr = checkpoint.step, checkpoint.best_psnr
+        start, best_psnr, before = checkpoint.step, checkpoint.best_psnr, checkpoint.seconds
         if start >= steps:
             print(f"{name} '{recorder.config.name}' is finished: {latest} has {start} of {steps} steps. "
                   "Raise trainer.steps to go on, or choose another recorder.name")
@@ -67,7 +68,7 @@ def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig,
 
     def save(step: int, is_best: bool) -> None:
         numbered = [folder / f"{name}_step_{step:07d}"] if frequency.keep_last else []
-        save_checkpoint(latest, stage, step, best_psnr, stage.config.model_dump(mode="json"), batches.frames, numbered + ([best] if is_best else []))
+        save_checkpoint(latest, stage, step, best_psnr, before + time.perf_counter() - began, batches.frames, numbered + ([best] if is_best else []))
         for old in sorted(folder.glob(f"{name}_step_*[0-9]"))[:-frequency.keep_last or None]:
             old.unlink()
 
@@ -102,6 +103,7 @@ def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig,
         ready = time.perf_counter()
     recorder.line(f"{name}: finished {steps} steps; {latest}")
     recorder.close()
+    write_seconds(recorder.config.result_folder, name, before + time.perf_counter() - began)
 
 
 def _validate(stage: AbstractStage, batches: TrainingBatches, pictures: list[Picture], recorder: Recorder, step: int, device: torch.device) -> float:

@@ -45,6 +45,7 @@ class GaussianRates(Config):
     scales: float = Field(0.3, ge=0, description="log-scales")
     rotation: float = Field(0.1, ge=0, description="quaternions")
     opacity: float = Field(1.0, ge=0, description="opacity logits")
+    supres: float = Field(1.0, ge=0, description="super-resolution network")
 
 
 class GaussianTrainerConfig(TrainerConfig):
@@ -99,9 +100,9 @@ class GaussianHeadStage(AbstractStage):
         self.modules = nn.ModuleDict({"gaussianhead": self.avatar.head, "supres": self.avatar.upsampler, "delta_poses": self.pose_offsets})
         head = self.avatar.head
         rates = dict(config.rates)
-        groups = [{"params": [getattr(head, name)], "lr": config.lr_net * rate} for name, rate in rates.items()]
-        networks = [parameter for name, parameter in head.named_parameters() if name not in rates]
-        groups.append({"params": [*networks, *self.avatar.upsampler.parameters()], "lr": config.lr_net})
+        groups = [{"params": list(self.avatar.upsampler.parameters()), "lr": config.lr_net * rates.pop("supres")}]
+        groups += [{"params": [getattr(head, name)], "lr": config.lr_net * rate} for name, rate in rates.items()]
+        groups.append({"params": [parameter for name, parameter in head.named_parameters() if name not in rates], "lr": config.lr_net})
         self.optimizers = {"adam": torch.optim.Adam(groups)}
         if config.optimize_pose:
             self.optimizers["pose"] = torch.optim.Adam(self.pose_offsets.parameters(), lr=config.lr_pose)
