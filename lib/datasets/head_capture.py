@@ -160,7 +160,8 @@ class HeadCapture:
             if not path.exists()
         ]
         if missing:
-            hint = {"vertices.npy": "run the 3DMM fitting again with save_vertices: True"}.get(missing[0].name, "make it, or leave the frame or camera out")
+            hints = {"vertices.npy": "run the 3DMM fitting again with save_vertices: True"}
+            hint = hints.get(missing[0].name, "make it, or leave the frame or camera out")
             raise InputError(f"{missing[0]}: file is missing ({len(missing)} missing in all for {len(self.frames)} frames x "
                              f"{len(self.config.camera_ids)} cameras); {hint}")
 

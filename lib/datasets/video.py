@@ -1,6 +1,5 @@
 """H.264 video files."""
 
-import os
 from pathlib import Path
 from types import TracebackType
 
@@ -42,7 +41,7 @@ class VideoWriter:
                 self._container.mux(self._stream.encode())
             self._container.close()
             if kind is None:
-                os.replace(self._partial, self.path)
+                self._partial.replace(self.path)
         except OSError as problem:
             raise InputError(f"{self.path}: the video cannot be written ({problem})") from problem
         finally:

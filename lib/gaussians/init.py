@@ -1,6 +1,5 @@
 """First values of Gaussians."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 

@@ -1,5 +1,6 @@
 """The one checkpoint format: a full-state file, replaced atomically, loadable without running code."""
 
+import dataclasses
 import os
 import platform
 from dataclasses import dataclass
@@ -64,8 +65,8 @@ def save_checkpoint(
             link = copy.with_name(copy.name + ".partial")
             link.unlink(missing_ok=True)
             os.link(partial, link)
-            os.replace(link, copy)
-        os.replace(partial, path)
+            link.replace(copy)
+        partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         partial.unlink(missing_ok=True)
         raise InputError(f"{path}: the checkpoint of step {step} cannot be written ({error}); the previous one is untouched. "
@@ -83,15 +84,15 @@ def read_checkpoint(path: Path, stage: str, key: str) -> Checkpoint:
         raise InputError(f"{key}: {path}: no such checkpoint ({found}); train that stage first or correct the path")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - a damaged file can raise nearly anything in the unpickler
+    except Exception as error:  # a damaged file can raise nearly anything in the unpickler
         raise InputError(f"{key}: {path}: not a readable checkpoint ({type(error).__name__}); it is damaged or another kind of file") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise InputError(f"{key}: {path}: expected a checkpoint of format {FORMAT}, found "
-                         f"{'format ' + str(state.get('format')) if isinstance(state, dict) else type(state).__name__}")
+    fields = [field.name for field in dataclasses.fields(Checkpoint) if field.name != "path"]
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not set(fields) <= state.keys():
+        found = f"format {state.get('format')} with keys {sorted(map(str, state))}" if isinstance(state, dict) else type(state).__name__
+        raise InputError(f"{key}: {path}: expected a checkpoint of format {FORMAT}, found {found}")
     if state["stage"] != stage:
         raise InputError(f"{key}: {path}: expected a checkpoint of stage '{stage}', found one of stage '{state['stage']}'")
-    fields = {name: state[name] for name in ("stage", "step", "best_psnr", "seconds", "config", "frames", "modules", "optimizers")}
-    return Checkpoint(path=path, **fields)
+    return Checkpoint(path=path, **{name: state[name] for name in fields})
 
 
 def load_module(module: nn.Module, state: dict[str, torch.Tensor] | None, what: str) -> None:

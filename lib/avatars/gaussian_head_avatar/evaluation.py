@@ -5,7 +5,6 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -98,7 +97,9 @@ def mouth_box(batch: HeadBatch) -> tuple[slice, slice] | None:
     return (slice(top, bottom), slice(left, right)) if right > left and bottom > top else None
 
 
-def _score_split(avatar: GaussianAvatar, capture: HeadCapture, pictures: list[Picture], sheet: Path, name: str, device: torch.device) -> list[PictureScore]:
+def _score_split(
+    avatar: GaussianAvatar, capture: HeadCapture, pictures: list[Picture], sheet: Path, name: str, device: torch.device
+) -> list[PictureScore]:
     rows, shown = [], []
     chosen = {(2 * k + 1) * len(pictures) // (2 * SHEET_COLUMNS) for k in range(SHEET_COLUMNS)}
     for index, picture in enumerate(tqdm(pictures, desc=name, unit="picture", mininterval=0.5 if is_terminal() else 15.0)):

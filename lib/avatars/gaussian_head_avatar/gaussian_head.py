@@ -59,11 +59,12 @@ class GaussianHeadConfig(Config):
         Raises InputError when a given list differs from stage 1 or does not fit the data.
         """
         if self.exp_coeffs_dim not in (None, expression_count):
-            raise InputError(f"gaussianheadmodule.exp_coeffs_dim is {self.exp_coeffs_dim}, but the data has {expression_count} expression coefficients")
+            raise InputError(f"gaussianheadmodule.exp_coeffs_dim is {self.exp_coeffs_dim}, but the data has {expression_count} coefficients")
         if self.pos_freq != mesh_head.pos_freq:
             raise InputError(f"gaussianheadmodule.pos_freq is {self.pos_freq}, but stage 1 was trained with {mesh_head.pos_freq}")
         if mesh_head.expression_count != expression_count:
-            raise InputError(f"the stage-1 checkpoint was trained with {mesh_head.expression_count} expression coefficients, the data has {expression_count}")
+            raise InputError(f"load_meshhead_checkpoint: stage 1 was trained with {mesh_head.expression_count} expression coefficients, "
+                             f"the data has {expression_count}; both stages need one subject")
         widths: dict[str, object] = {"exp_coeffs_dim": expression_count}
         for network in SHARED_NETWORKS:
             key = f"{network}_mlp"
@@ -74,8 +75,9 @@ class GaussianHeadConfig(Config):
             widths[key] = trained
         feature = (mesh_head.feature_width, f"{mesh_head.feature_width} features")
         pose = encoded_width(POSE_WIDTH, self.pos_freq)
+        expression = (expression_count, f"{expression_count} expression coefficients of the data")
         for key, given, hidden, part in (
-            ("exp_attributes_mlp", self.exp_attributes_mlp, (256,) * 3, (expression_count, f"{expression_count} expression coefficients of the data")),
+            ("exp_attributes_mlp", self.exp_attributes_mlp, (256,) * 3, expression),
             ("pose_attributes_mlp", self.pose_attributes_mlp, (128,) * 2, (pose, f"{pose} encoded pose")),
         ):
             widths[key] = resolve_widths(given, hidden, (feature, part), sum(ATTRIBUTES), f"gaussianheadmodule.{key}")

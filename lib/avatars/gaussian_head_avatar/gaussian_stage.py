@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -9,10 +10,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from lib.avatars.gaussian_head_avatar.augmentation import Zoom, random_zoom
+from lib.avatars.gaussian_head_avatar.augmentation import random_zoom
 from lib.avatars.gaussian_head_avatar.avatar import RGB, GaussianAvatar, avatar_from, check_resolution, check_same
 from lib.avatars.gaussian_head_avatar.config import AvatarConfig
-from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHead, GaussianHeadConfig
+from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHeadConfig
 from lib.avatars.gaussian_head_avatar.handover import hand_over, mesh_head_from
 from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
 from lib.config import Config
@@ -20,6 +21,7 @@ from lib.datasets.batches import HeadBatch
 from lib.datasets.head_capture import HeadCapture
 from lib.errors import InputError
 from lib.geometry.head_pose import HeadPose
+from lib.losses.perceptual import load_lpips
 from lib.losses.photometric import visible_l1
 from lib.networks.upsampler import SCALE, Upsampler, UpsamplerConfig
 from lib.tensors import TensorBundle, keyed_generator
@@ -33,7 +35,10 @@ class GaussianLossConfig(Config):
 
     fine: float = Field(1.0, ge=0, description="L1 of the super-resolved picture")
     coarse: float = Field(1.0, ge=0, description="L1 of the first three channels at a quarter of the resolution")
-    coarse_target: Literal["nearest", "area"] = Field("nearest", description="how targets are reduced to a quarter: every 4th pixel (published) or the mean")
+    lpips: float = Field(0.1, ge=0, description="LPIPS (VGG) of a random crop of the super-resolved picture; needs weights, 0 = off")
+    lpips_crop: int = Field(512, ge=16, description="pixels: side of that crop (the whole picture where it is smaller)")
+    lpips_weights: Path = Field(Path("assets/lpips"), description="folder with vgg16.pth and lpips_vgg.pth")
+    coarse_target: Literal["nearest", "area"] = Field("nearest", description="a quarter of the target: every 4th pixel (published) or the mean")
     augment: bool = Field(True, description="super-resolve a randomly zoomed feature image (published)")
 
 
@@ -72,6 +77,7 @@ class GaussianLosses(TensorBundle):
 
     fine: Float[Tensor, ""]
     coarse: Float[Tensor, ""]
+    lpips: Float[Tensor, ""]
 
 
 class PoseOffsets(nn.Module):
@@ -93,6 +99,7 @@ class GaussianHeadStage(AbstractStage):
 
     def __init__(self, config: GaussianHeadTrainConfig, capture: HeadCapture, device: torch.device) -> None:
         check_resolution(config.dataset.resolution)
+        self.lpips = load_lpips(config.loss.lpips_weights, "loss.lpips").to(device) if config.loss.lpips > 0 else None
         self.avatar = self._start(config, capture)
         self.config = config.model_copy(update={"gaussianheadmodule": self.avatar.head.config})
         self.avatar.to(device)
@@ -129,13 +136,14 @@ class GaussianHeadStage(AbstractStage):
     def step(self, batch: HeadBatch, step: int) -> StepReport:
         """One Adam step."""
         losses = self._losses(batch, step)
-        total = self.config.loss.fine * losses.fine + self.config.loss.coarse * losses.coarse
+        terms = {field.name: getattr(losses, field.name) for field in dataclasses.fields(losses)}
+        total = sum((getattr(self.config.loss, name) * term for name, term in terms.items()), torch.zeros_like(losses.fine))
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         total.backward()
         for optimizer in self.optimizers.values():
             optimizer.step()
-        return StepReport(total.detach(), {field.name: getattr(losses, field.name).detach() for field in dataclasses.fields(losses)})
+        return StepReport(total.detach(), {name: term.detach() for name, term in terms.items()})
 
     def compare(self, batch: HeadBatch) -> Comparison:
         """Super-resolved pictures and targets, on white; poses as tracked."""
@@ -148,13 +156,23 @@ class GaussianHeadStage(AbstractStage):
         target, visible = batch.on_white().flatten(0, 1), batch.visible.flatten(0, 1)
         reduce = _every_fourth if self.config.loss.coarse_target == "nearest" else _mean_of_four
         coarse_loss = visible_l1(coarse.features[:, RGB], reduce(target), reduce(visible))
-        zoom: Zoom | None = None
+        features, random = coarse.features, keyed_generator(self.config.trainer.seed, 3, step)
         if self.config.loss.augment:
-            zoom = random_zoom(len(target), coarse.features.shape[-1], keyed_generator(self.config.trainer.seed, 3, step))
-        features = coarse.features
-        if zoom is not None:
+            zoom = random_zoom(len(target), features.shape[-1], random)
             features, target, visible = zoom.apply(features, 1), zoom.apply(target, SCALE), zoom.apply(visible, SCALE)
-        return GaussianLosses(fine=visible_l1(self.avatar.upsampler(features), target, visible), coarse=coarse_loss)
+        fine = self.avatar.upsampler(features)
+        return GaussianLosses(
+            fine=visible_l1(fine, target, visible), coarse=coarse_loss, lpips=self._perceptual(fine * visible, target * visible, random),
+        )
+
+    def _perceptual(self, image: Float[Tensor, "B 3 H W"], target: Float[Tensor, "B 3 H W"], random: torch.Generator) -> Float[Tensor, ""]:
+        """LPIPS of the same random crop of both."""
+        if self.lpips is None:
+            return image.new_zeros(())
+        crop = min(self.config.loss.lpips_crop, image.shape[-1])
+        top, left = torch.randint(image.shape[-1] - crop + 1, (2,), generator=random).tolist()
+        window = (..., slice(top, top + crop), slice(left, left + crop))
+        return self.lpips(image[window], target[window]).mean()
 
 
 def _every_fourth(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:

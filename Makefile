@@ -1,0 +1,64 @@
+# make demo | test | lint | bench: each sets up what it needs on a bare machine (python3 with venv, make).
+#
+# torch: an interpreter that already has it is used as it is. Otherwise .venv is made and TORCH is installed into it.
+# On Linux, plain pip takes a CUDA build of several GB; for a laptop without a GPU say where the CPU build is:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+# make demo DEVICE=cuda: 512², longer training.
+DEVICE ?= cpu
+
+ifeq ($(shell python3 -c "import torch" 2>/dev/null && echo yes),yes)
+PYTHON := python3
+else
+PYTHON := .venv/bin/python
+endif
+READY := .setup/ready
+
+ifeq ($(DEVICE),cuda)
+SUBJECT := demo_dataset/demo512
+SUBJECT_OPTIONS := --resolution 512 --frames 60
+RUN := recorder.name=demo_cuda recorder.logdir=log/demo_cuda
+DATA := dataset.dataroot=$(SUBJECT) dataset.original_resolution=512
+MESH_OPTIONS := $(RUN) $(DATA) dataset.resolution=256 trainer.steps=2000
+HEAD_OPTIONS := $(RUN) $(DATA) dataset.resolution=512 trainer.steps=8000 batch_size=2 supresmodule.network_capacity=32 \
+	load_meshhead_checkpoint=checkpoints/demo_cuda/meshhead_latest
+DRIVE_OPTIONS := recorder.name=demo_cuda dataset.dataroot=$(SUBJECT)_driver dataset.original_resolution=512 dataset.resolution=512 \
+	dataset.camera_path=$(SUBJECT)/cameras/0000/camera_222200042.npz load_gaussianhead_checkpoint=checkpoints/demo_cuda/gaussianhead_latest
+RESULT := results/demo_cuda
+else
+SUBJECT := demo_dataset/demo
+RESULT := results/demo
+endif
+
+.PHONY: setup demo test lint bench clean
+setup: $(READY)
+
+$(READY): setup.py constraints.txt
+	@if [ "$(PYTHON)" != python3 ]; then \
+		python3 -m venv .venv && .venv/bin/python -m pip install -q --upgrade pip && \
+		.venv/bin/python -m pip install -q "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)); fi
+	@mkdir -p .setup
+	@$(PYTHON) -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" > .setup/torch.txt
+	$(PYTHON) -m pip install -q -c constraints.txt -c .setup/torch.txt -e ".[dev]"
+	@touch $@
+
+demo: $(READY)
+	$(PYTHON) -m preprocess.demo_subject --output $(SUBJECT) $(SUBJECT_OPTIONS)
+	$(PYTHON) train_meshhead.py --config config/demo_meshhead.yaml $(MESH_OPTIONS)
+	$(PYTHON) train_gaussianhead.py --config config/demo_gaussianhead.yaml $(HEAD_OPTIONS)
+	$(PYTHON) reenactment.py --config config/demo_reenactment.yaml $(DRIVE_OPTIONS)
+	$(PYTHON) evaluate.py --config config/demo_gaussianhead.yaml $(HEAD_OPTIONS)
+	@echo; echo "Look at:"; ls $(RESULT)/reenactment.mp4 $(RESULT)/contact_sheet.png $(RESULT)/novel_view.png $(RESULT)/novel_sequence.png $(RESULT)/metrics.json
+
+test: $(READY)
+	$(PYTHON) -m pytest
+
+lint: $(READY)
+	$(PYTHON) -m ruff check .
+
+bench: $(READY)
+	$(PYTHON) benchmarks/rasterizer.py
+
+clean:
+	rm -rf checkpoints log results demo_dataset

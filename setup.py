@@ -1,0 +1,17 @@
+"""Installs the framework: `pip install torch` first (choose its build), then `pip install -e .[dev] -c constraints.txt`."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="gaussian-head-avatars",
+    version="0.1.0",
+    description="Trains, drives and measures Gaussian head avatars",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["lib", "lib.*", "preprocess", "preprocess.*"]),
+    install_requires=[
+        "torch>=2.8", "numpy>=2", "opencv-python-headless>=4.10", "pyyaml>=6", "pydantic>=2.7", "tqdm", "tensorboard>=2.21",
+        "roma>=1.5", "jaxtyping>=0.3", "av>=14", "setuptools",
+    ],
+    extras_require={"dev": ["pytest", "hypothesis", "beartype", "ruff", "scikit-image"]},
+)
