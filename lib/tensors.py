@@ -2,17 +2,19 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+BundleType = TypeVar("BundleType", bound="TensorBundle")
+
 
 class TensorBundle:
     """Base of frozen dataclasses whose fields are tensors, other bundles, or plain values (ints, strings, None)."""
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self: BundleType, device: torch.device | str) -> BundleType:
         """The same bundle with every tensor, also in nested bundles, on `device`."""
         return dataclasses.replace(self, **{  # pyright: ignore[reportArgumentType]
             field.name: value.to(device)
@@ -21,7 +23,7 @@ class TensorBundle:
         })
 
     @classmethod
-    def stack(cls, bundles: Sequence[Self]) -> Self:
+    def stack(cls: type[BundleType], bundles: Sequence[BundleType]) -> BundleType:
         """One bundle whose tensors have a new leading batch dimension; strings become tuples, other values must agree."""
         return cls(**{
             field.name: _stack([getattr(bundle, field.name) for bundle in bundles], field.name)

@@ -14,7 +14,9 @@ def cameras(seed=0, width=40, height=30):
     generator = torch.Generator().manual_seed(seed)
     centre = torch.randn(2, 3, generator=generator, dtype=torch.float64)
     centre = 4.0 * torch.nn.functional.normalize(centre, dim=1)
-    intrinsics = torch.tensor([[[50.0, 0.0, 18.0], [0.0, 55.0, 16.5], [0.0, 0.0, 1.0]], [[30.0, 0.0, 25.0], [0.0, 28.0, 10.0], [0.0, 0.0, 1.0]]], dtype=torch.float64)
+    intrinsics = torch.tensor([
+        [[50.0, 0.0, 18.0], [0.0, 55.0, 16.5], [0.0, 0.0, 1.0]], [[30.0, 0.0, 25.0], [0.0, 28.0, 10.0], [0.0, 0.0, 1.0]],
+    ], dtype=torch.float64)
     points = torch.rand(2, 50, 3, generator=generator, dtype=torch.float64) - 0.5
     return Camera(look_at(centre, torch.zeros_like(centre)), intrinsics, width, height), points
 

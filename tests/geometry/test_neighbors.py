@@ -34,7 +34,7 @@ def test_nearest_at_target_is_zero_with_zero_gradient():
     points = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
     squared = nearest_squared(points, torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]))
     gradient, = torch.autograd.grad(squared.sum(), points)
-    assert float(squared) == 0.0
+    assert squared.tolist() == [0.0]
     assert torch.equal(gradient, torch.zeros(1, 3))
 
 

@@ -78,10 +78,10 @@ def test_grid_has_cells_along_longest_side():
     assert len(torch.unique(grid.tets)) == len(grid.vertices)
 
 
-@pytest.mark.parametrize(("bbox", "cells"), [([[0.0, 1.0]] * 3, 0), ([[0.0, 1.0], [1.0, 1.0], [0.0, 1.0]], 3), ([[0.0, 1.0], [2.0, 1.0], [0.0, 1.0]], 3)])
-def test_impossible_grid_is_input_error(bbox, cells):
+@pytest.mark.parametrize(("side", "cells"), [([0.0, 1.0], 0), ([1.0, 1.0], 3), ([2.0, 1.0], 3)])
+def test_impossible_grid_is_input_error(side, cells):
     with pytest.raises(InputError, match="model_bbox"):
-        body_centred_grid(bbox, cells)
+        body_centred_grid([[0.0, 1.0], side, [0.0, 1.0]], cells)
 
 
 def test_oriented_repairs_only_negative_tets():
@@ -128,7 +128,7 @@ def test_sphere_is_closed():
 
 
 def test_sphere_converges_quadratically():
-    # An inscribed surface: the errors of area and volume fall by about four when the cell is halved.
+    # Linear interpolation along an edge of length h errs by at most h²/8 in radius: 2/8 h² in area, 3/8 h² in volume, relative.
     errors = []
     for cells in (8, 16, 32):
         surface = sphere(cells)
@@ -138,7 +138,7 @@ def test_sphere_converges_quadratically():
         errors.append((abs(float(area) / (4 * math.pi) - 1), abs(float(volume) / (4 * math.pi / 3) - 1)))
         step = 3.0 / cells
         assert errors[-1][0] < 0.25 * step**2
-        assert errors[-1][1] < 0.25 * step**2
+        assert errors[-1][1] < 0.375 * step**2
     for coarse, fine in zip(errors, errors[1:], strict=False):
         assert fine[0] < coarse[0] / 3
         assert fine[1] < coarse[1] / 3
@@ -193,7 +193,6 @@ def test_linear_field_has_zero_at_vertices():
 def test_gradients():
     torch.manual_seed(1)
     grid = double_grid([[-1.0, 1.0]] * 3, 1)
-    grid = TetGrid(grid.vertices, grid.tets)
     sdf = torch.tensor([0.3, -0.4, 0.5, -0.6, 0.7, -0.35, 0.45, 0.55, -0.5], dtype=torch.float64, requires_grad=True)
     positions = (grid.vertices + 0.1 * torch.randn_like(grid.vertices)).requires_grad_()
     features = torch.randn(len(positions), 2, dtype=torch.float64, requires_grad=True)

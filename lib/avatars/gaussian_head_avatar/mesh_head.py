@@ -77,7 +77,7 @@ class MeshHeadConfig(Config):
             "exp_color_mlp": (self.exp_color_mlp, (256, 256), feature, expression, self.color_channels),
             "pose_color_mlp": (self.pose_color_mlp, (128,), feature, turn, self.color_channels),
             "exp_deform_mlp": (self.exp_deform_mlp, (256,) * 5, place, expression, 3),
-            "pose_deform_mlp": (self.pose_deform_mlp, (256,) * 3, place, turn, 3),
+            "pose_deform_mlp": (self.pose_deform_mlp, (256,) * 2, place, turn, 3),
         }
         return self.model_copy(update={
             key: resolve_widths(given, hidden, (first, second), last, f"meshheadmodule.{key}")

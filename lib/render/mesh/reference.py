@@ -170,7 +170,7 @@ def soft_mask(
             pixel = (owner_image[owner] * height + row) * width + column
             outside = ~covered.reshape(-1)[pixel]
             owner, column, row, pixel = owner[outside], column[outside], row[outside], pixel[outside]
-            point = torch.stack([(2 * column + 1) / width, (2 * row + 1) / height], dim=1).to(image.dtype) - 1.0
+            point = (2 * torch.stack([column, row], dim=1) + 1).to(image.dtype) / size - 1.0
         squared = _squared_distance_to_edges(triangles[owner], point)
         outside_probability = -torch.expm1(-SOFT_SHARPNESS * squared)
         log_outside = log_outside.index_add(0, pixel, outside_probability.clamp(min=SOFT_EPSILON).log())

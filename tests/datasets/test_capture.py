@@ -1,0 +1,253 @@
+"""A subject folder as training data: splits, sampling, images and cameras that belong together."""
+
+import dataclasses
+from collections import Counter
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig, Picture
+from lib.datasets.sampler import TrainingBatches
+from lib.errors import InputError
+from lib.tensors import TensorBundle
+from tests.tiny import CAMERAS, EXPRESSIONS, HELD_OUT_CAMERA, HELD_OUT_SEQUENCE, SIZE, copy_subject, dataset_dict, tiny
+
+
+@pytest.fixture(scope="session")
+def subject(tmp_path_factory):
+    return tiny(tmp_path_factory).subject
+
+
+@pytest.fixture
+def copy(subject, tmp_path):
+    return copy_subject(subject, tmp_path / "subject")
+
+
+def capture_of(folder, **changes) -> HeadCapture:
+    return HeadCapture(HeadCaptureConfig(**dataset_dict(folder, **changes)))
+
+
+def assert_equal(one: TensorBundle, other: TensorBundle) -> None:
+    for field in dataclasses.fields(one):
+        a, b = getattr(one, field.name), getattr(other, field.name)
+        if isinstance(a, TensorBundle):
+            assert_equal(a, b)
+        elif isinstance(a, Tensor):
+            assert torch.equal(a, b), field.name
+        else:
+            assert a == b, field.name
+
+
+def test_splits_are_disjoint_and_complete(subject):
+    capture = capture_of(subject)
+    train = {Picture(frame, camera) for frame in capture.train_frames for camera in capture.train_cameras}
+    view, sequence = set(capture.novel_view()), set(capture.novel_sequence())
+    assert train and view and sequence
+    assert not train & view and not train & sequence and not view & sequence
+    assert {picture.camera for picture in view} == {HELD_OUT_CAMERA}
+    assert {capture.sequence_of[picture.frame] for picture in sequence} == {HELD_OUT_SEQUENCE}
+    # Held-out frames by held-out cameras are in no split: everything else is in exactly one.
+    assert len(train) + len(view) + len(sequence) == len(capture.frames) * len(CAMERAS) - len(capture.held_out_frames)
+
+
+def test_frames_are_sorted_and_all_are_indexed(subject):
+    capture = capture_of(subject)
+    assert capture.frames == sorted(capture.frames) == [f"{k:04d}" for k in range(len(capture.frames))]
+    assert [int(capture.item(frame, [CAMERAS[0]]).frame_index) for frame in capture.frames] == list(range(len(capture.frames)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_training_never_sees_what_is_held_out(subject, batch_size):
+    batches = TrainingBatches(capture_of(subject), batch_size, views=2, seed=3)
+    for step in range(2 * batches.steps_per_epoch):
+        batch = batches[step]
+        assert not set(batch.frame) & set(batches.capture.held_out_frames)
+        assert HELD_OUT_CAMERA not in " ".join(batch.view).split()
+
+
+def test_nothing_held_out_is_trained_on_through_examples_or_validation(subject):
+    batches = TrainingBatches(capture_of(subject), 1, views=1, seed=0)
+    held = {*batches.capture.novel_view(), *batches.capture.novel_sequence()}
+    for count in (1, 2, 3, 4, 100):
+        assert set(batches.held_out(count)) <= held
+        assert len(set(batches.held_out(count))) == len(batches.held_out(count))
+        assert not set(batches.training_examples(count)) & held
+
+
+def test_validation_shows_both_splits(subject):
+    batches = TrainingBatches(capture_of(subject), 1, views=1, seed=0)
+    shown = batches.held_out(4)
+    assert len(shown) == 4
+    assert any(picture.camera == HELD_OUT_CAMERA for picture in shown)
+    assert any(picture.frame in batches.capture.held_out_frames for picture in shown)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 5])
+def test_every_epoch_visits_every_training_frame_once(subject, batch_size):
+    batches = TrainingBatches(capture_of(subject), batch_size, views=1, seed=7)
+    frames = batches.capture.train_frames
+    count = len(frames) * 4  # of samples; every batch size above divides a multiple of it
+    stream = [frame for step in range(-(-count // batch_size)) for frame in batches[step].frame][:count]
+    epochs = [stream[start:start + len(frames)] for start in range(0, count, len(frames))]
+    assert all(sorted(epoch) == frames for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1  # in a new order
+    assert batches.steps_per_epoch == -(-len(frames) // batch_size)
+
+
+def test_views_of_an_item_are_different_and_all_get_their_turn(subject):
+    batches = TrainingBatches(capture_of(subject), 1, views=2, seed=0)
+    seen: Counter[str] = Counter()
+    for step in range(24):
+        views = batches[step].view[0].split()
+        assert len(views) == len(set(views)) == 2
+        seen.update(views)
+    assert set(seen) == set(batches.capture.train_cameras)
+
+
+def test_more_views_than_cameras_means_all_cameras(subject):
+    assert len(TrainingBatches(capture_of(subject), 1, views=50, seed=0)[0].view[0].split()) == len(CAMERAS) - 1
+
+
+def test_a_batch_is_a_pure_function_of_seed_and_step(subject):
+    forward, backward = (TrainingBatches(capture_of(subject), 2, views=2, seed=5) for _ in range(2))
+    expected = [forward[step] for step in range(6)]
+    torch.manual_seed(99)  # global randomness has no part in it
+    for step in reversed(range(6)):
+        torch.rand(3)
+        assert_equal(backward[step], expected[step])
+    other = TrainingBatches(capture_of(subject), 2, views=2, seed=6)
+    assert [other[step].view for step in range(6)] != [batch.view for batch in expected]
+
+
+def test_batch_shapes(subject):
+    capture = capture_of(subject)
+    batch = TrainingBatches(capture, 3, views=2, seed=0)[0]
+    vertices = 9409
+    assert batch.images.shape == (3, 2, 3, SIZE, SIZE)
+    assert batch.masks.shape == batch.visible.shape == (3, 2, 1, SIZE, SIZE)
+    assert batch.camera.world_to_camera.shape == (3, 2, 3, 4) and batch.camera.intrinsics.shape == (3, 2, 3, 3)
+    assert batch.expression.shape == (3, EXPRESSIONS) and capture.expression_count == EXPRESSIONS
+    assert batch.head.pose.shape == (3, 6) and batch.head.scale.shape == (3, 1)
+    assert batch.control_points.shape == (3, 66 + -(-vertices // 100), 3) and capture.control_count == batch.control_points.shape[1]
+    assert batch.frame_index.shape == (3,)
+    for values in (batch.images, batch.masks, batch.visible):
+        assert values.dtype == torch.float32 and float(values.min()) >= 0 and float(values.max()) <= 1
+    assert batch.flat_camera().intrinsics.shape == (6, 3, 3)
+
+
+@pytest.mark.parametrize("resolution", [16, 32, 64, 128, 300])
+def test_camera_is_resized_with_the_image(subject, resolution):
+    capture = capture_of(subject, resolution=resolution)
+    frame, camera = capture.frames[0], "222200043"  # its principal point is off the centre
+    batch = capture.pictures([Picture(frame, camera)])
+    vertices = torch.from_numpy(np.load(capture.folder.vertices_path(frame)))[None]
+    assert batch.images.shape[-2:] == (resolution, resolution) == (batch.camera.height, batch.camera.width)
+    pixels = batch.flat_camera().project(vertices)[0]
+    assert bool(((pixels > 0) & (pixels < resolution)).all())
+    mask = batch.masks[0, 0, 0]
+    on_head = mask[pixels[:, 1].long(), pixels[:, 0].long()]
+    assert float((on_head > 0.5).float().mean()) > 0.95
+    full = capture_of(subject, resolution=SIZE).pictures([Picture(frame, camera)]).flat_camera().project(vertices)[0]
+    assert torch.allclose(pixels, full * resolution / SIZE, atol=1e-3)
+
+
+def test_lowres_files_serve_small_resolutions_and_show_the_same(subject, copy):
+    with_lowres, without = capture_of(subject), capture_of(copy)
+    one, other = (capture.pictures(capture.novel_view()[:1]) for capture in (with_lowres, without))
+    assert float((one.images - other.images).abs().mean()) < 0.02
+    assert float((one.masks - other.masks).abs().mean()) < 0.02
+
+
+def test_the_cache_changes_nothing(subject):
+    kept, read = capture_of(subject), capture_of(subject, cache_gb=0.0)
+    for _ in range(2):
+        assert_equal(kept.item("0001", list(CAMERAS)), read.item("0001", list(CAMERAS)))
+
+
+def test_png_is_accepted(copy):
+    expected = capture_of(copy).item("0000", [CAMERAS[0]])
+    for kind in ("image", "mask"):
+        path = copy / "images" / "0000" / f"{kind}_{CAMERAS[0]}.jpg"
+        cv2.imwrite(str(path.with_suffix(".png")), cv2.imread(str(path)))
+        path.unlink()
+    assert_equal(capture_of(copy).item("0000", [CAMERAS[0]]), expected)
+
+
+def test_absent_visible_means_all_visible(copy):
+    camera = CAMERAS[0]
+    path = copy / "images" / "0000" / f"visible_{camera}.jpg"
+    cv2.imwrite(str(path), np.zeros((SIZE, SIZE, 3), np.uint8))
+    assert float(capture_of(copy).item("0000", [camera]).visible.max()) == 0.0
+    path.unlink()
+    visible = capture_of(copy).item("0000", [camera]).visible
+    assert visible.shape == (1, 1, SIZE, SIZE) and float(visible.min()) == 1.0
+
+
+def test_68_landmarks_lose_the_outer_mouth_corners(copy):
+    expected = capture_of(copy).item("0000", [CAMERAS[0]]).control_points
+    path = copy / "params" / "0000" / "lmk_3d.npy"
+    np.save(path, np.insert(np.load(path), [48, 53], 77.0, axis=0))  # rows 48 and 54 of the result
+    assert np.flatnonzero((np.load(path) == 77.0).all(axis=1)).tolist() == [48, 54]
+    assert torch.equal(capture_of(copy).item("0000", [CAMERAS[0]]).control_points, expected)
+
+
+def test_control_points_are_landmarks_then_every_100th_vertex(subject):
+    points = capture_of(subject).item("0002", [CAMERAS[0]]).control_points.numpy()
+    folder = subject / "params" / "0002"
+    assert np.array_equal(points[:66], np.load(folder / "lmk_3d.npy"))
+    assert np.array_equal(points[66:], np.load(folder / "vertices.npy")[::100])
+
+
+def rewrite(path, **changes):
+    with np.load(path) as data:
+        arrays = dict(data)
+    np.savez(path, **(arrays | changes))
+
+
+def test_scale_of_shape_1_1_is_accepted(copy):
+    expected = capture_of(copy).item("0000", [CAMERAS[0]])
+    path = copy / "params" / "0000" / "params.npz"
+    rewrite(path, scale=np.load(path)["scale"].reshape(1, 1))
+    assert_equal(capture_of(copy).item("0000", [CAMERAS[0]]), expected)
+
+
+def test_identity_coefficients_are_never_read(copy):
+    for width in (80, 100, 150):
+        rewrite(copy / "params" / "0000" / "params.npz", id_coeff=np.full((1, width), np.nan))
+        capture_of(copy)
+
+
+def test_float64_files_are_accepted(copy):
+    expected = capture_of(copy).item("0000", [CAMERAS[0]])
+    path = copy / "cameras" / "0000" / f"camera_{CAMERAS[0]}.npz"
+    rewrite(path, **{key: value.astype(np.float64) for key, value in np.load(path).items()})
+    assert_equal(capture_of(copy).item("0000", [CAMERAS[0]]), expected)
+
+
+def test_frames_json_is_needed_only_to_hold_sequences_out(copy):
+    (copy / "frames.json").unlink()
+    capture = capture_of(copy, held_out_sequences=[])
+    assert capture.train_frames == capture.frames and capture.novel_sequence() == []
+    with pytest.raises(InputError, match=r"frames\.json.*held_out_sequences"):
+        capture_of(copy)
+
+
+def test_frames_need_not_be_contiguous(copy):
+    names = {"0001": "0010", "0002": "0200"}
+    for old, new in names.items():
+        for folder in ("images", "cameras", "params"):
+            (copy / folder / old).rename(copy / folder / new)
+    (copy / "frames.json").unlink()
+    capture = capture_of(copy, held_out_sequences=[])
+    assert capture.frames == sorted(capture.frames) and {"0010", "0200"} <= set(capture.frames)
+    assert int(capture.item("0200", [CAMERAS[0]]).frame_index) == len(capture.frames) - 1
+
+
+def test_loading_in_processes_gives_the_same(subject):
+    batches = TrainingBatches(capture_of(subject), 1, views=1, seed=0)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(2, 6), num_workers=2)
+    for step, batch in enumerate(loader, start=2):
+        assert_equal(batch, batches[step])

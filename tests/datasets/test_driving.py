@@ -1,0 +1,212 @@
+"""Driving sequences: smoothing, free view, pose codes, and what is refused."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from lib.datasets.driving import DrivingConfig, DrivingSequence, orbit_camera
+from lib.datasets.layout import read_camera_file
+from lib.errors import InputError
+
+FRAMES, WIDTH = 7, 5
+
+
+def write(folder: Path, index: int, width: int = WIDTH) -> None:
+    random = np.random.default_rng(index)
+    folder.mkdir(parents=True)
+    np.savez(folder / "params.npz", exp_coeff=random.normal(size=(1, width)), pose=random.normal(size=(1, 6)), scale=np.array([0.1 + index]))
+
+
+@pytest.fixture
+def root(tmp_path):
+    for index in range(FRAMES):
+        write(tmp_path / "params" / f"{index:04d}", index)
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    rotation *= np.sign(np.linalg.det(rotation))
+    np.savez(tmp_path / "camera.npz", extrinsic=np.concatenate([rotation, [[0.0], [0.1], [1.0]]], axis=1),
+             intrinsic=np.array([[300.0, 0, 70], [0, 310, 60], [0, 0, 1]]))
+    return tmp_path
+
+
+def sequence(root: Path, **changes) -> DrivingSequence:
+    return DrivingSequence(DrivingConfig(**({
+        "dataroot": root, "param_files": "params/*/params.npz", "camera_path": root / "camera.npz", "original_resolution": 128, "resolution": 32,
+        "smoothing": 0.0,
+    } | changes)))
+
+
+def raw(root: Path, key: str) -> np.ndarray:
+    return np.stack([np.load(root / "params" / f"{index:04d}" / "params.npz")[key][0] for index in range(FRAMES)]).astype(np.float32)
+
+
+def refusal(root: Path, **changes) -> str:
+    with pytest.raises(InputError) as error:
+        sequence(root, **changes)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+def test_smoothing_zero_is_the_file(root):
+    driver = sequence(root, smoothing=0.0)
+    assert np.array_equal(driver.expressions.numpy(), raw(root, "exp_coeff"))
+    assert np.array_equal(driver.poses.numpy(), raw(root, "pose"))
+
+
+@pytest.mark.parametrize("smoothing", [0.25, 0.5, 0.9])
+def test_smoothing_is_the_recursion(root, smoothing):
+    driver = sequence(root, smoothing=smoothing)
+    for key, found in (("exp_coeff", driver.expressions), ("pose", driver.poses)):
+        values = raw(root, key).astype(np.float64)
+        expected = [values[0]]
+        for index in range(1, FRAMES):
+            expected.append(smoothing * expected[-1] + (1 - smoothing) * values[index])
+        assert np.allclose(found.numpy(), expected, atol=1e-6)
+
+
+def test_published_smoothing_is_the_default(root):
+    assert DrivingConfig(dataroot=root).smoothing == 0.5
+
+
+def test_a_still_driver_is_not_changed_by_smoothing(root):
+    for index in range(FRAMES):
+        np.savez(root / "params" / f"{index:04d}" / "params.npz", exp_coeff=np.ones((1, WIDTH)), pose=np.ones((1, 6)), scale=np.ones(1))
+    assert torch.equal(sequence(root, smoothing=0.5).expressions, torch.ones(FRAMES, WIDTH))
+
+
+def test_frames_come_in_sorted_order_with_their_names_and_scales(root):
+    driver = sequence(root)
+    frames = [driver[index] for index in range(len(driver))]
+    assert [frame.name for frame in frames] == [f"{index:04d}" for index in range(FRAMES)]
+    assert [round(float(frame.head.scale), 3) for frame in frames] == [round(0.1 + index, 3) for index in range(FRAMES)]
+
+
+def test_given_camera_is_used_and_resized(root):
+    camera = sequence(root)[3].camera
+    extrinsic, intrinsic = read_camera_file(root / "camera.npz")
+    assert torch.equal(camera.world_to_camera[0], extrinsic)
+    assert torch.allclose(camera.intrinsics[0], intrinsic * torch.tensor([[0.25], [0.25], [1.0]]))
+    assert (camera.width, camera.height) == (32, 32)
+
+
+def test_without_freeview_the_networks_see_the_pose_of_the_head(root):
+    driver = sequence(root, smoothing=0.5)
+    assert all(torch.equal(driver[index].pose_code, driver[index].head.pose) for index in range(FRAMES))
+
+
+def test_freeview_keeps_the_head_still_and_the_expression_moving(root):
+    driver = sequence(root, freeview=True, camera_path=None)
+    for index in range(FRAMES):
+        frame = driver[index]
+        assert not frame.head.pose.any() and not frame.pose_code.any()
+        assert float(frame.head.scale) == pytest.approx(0.1 + index)
+    assert np.array_equal(driver.expressions.numpy(), raw(root, "exp_coeff"))
+
+
+def test_freeview_goes_before_a_given_camera(root):
+    driver = sequence(root, freeview=True)
+    assert not torch.equal(driver[0].camera.world_to_camera, sequence(root)[0].camera.world_to_camera)
+
+
+def test_orbit_keeps_its_distance_and_looks_at_the_target():
+    target, size = torch.tensor([0.0, 0.0, 0.05]), 64
+    for index in range(0, 200, 7):
+        camera = orbit_camera(index, size)
+        rotation, translation = camera.world_to_camera[0, :, :3], camera.world_to_camera[0, :, 3]
+        centre = -rotation.T @ translation
+        assert float((centre - target).norm()) == pytest.approx(1.2, abs=1e-5)
+        assert camera.project(target.expand(1, 1, 3))[0, 0].tolist() == pytest.approx([size / 2, size / 2], abs=1e-3)
+        assert torch.allclose(rotation @ rotation.T, torch.eye(3), atol=1e-5)
+        elevation, azimuth = np.deg2rad(8.0) * np.sin(index / 20), np.deg2rad(45.0) * np.cos(index / 20)
+        direction = [np.cos(elevation) * np.sin(azimuth), np.sin(elevation), np.cos(elevation) * np.cos(azimuth)]
+        assert ((centre - target) / 1.2).tolist() == pytest.approx(direction, abs=1e-5)
+        assert float(camera.intrinsics[0, 0, 0]) == float(camera.intrinsics[0, 1, 1]) == 3.5 * size
+        above = camera.project((target + torch.tensor([0.0, 0.1, 0.0])).expand(1, 1, 3))[0, 0]
+        assert float(above[1]) < size / 2  # upright
+
+
+def test_pose_code_path_fixes_the_code_while_the_head_moves(root):
+    code = root / "params" / "0004" / "params.npz"
+    driver, free = sequence(root, pose_code_path=code), sequence(root, pose_code_path=code, freeview=True)
+    expected = torch.from_numpy(raw(root, "pose")[4:5])
+    for index in range(FRAMES):
+        assert torch.equal(driver[index].pose_code, expected) and torch.equal(free[index].pose_code, expected)
+        assert np.array_equal(driver[index].head.pose.numpy()[0], raw(root, "pose")[index])
+        assert not free[index].head.pose.any()
+
+
+def test_a_frame_is_a_batch_of_one(root):
+    frame = sequence(root)[2]
+    assert frame.expression.shape == (1, WIDTH) and frame.pose_code.shape == frame.head.pose.shape == (1, 6)
+    assert frame.camera.intrinsics.shape == (1, 3, 3)
+    assert sequence(root).expression_count == WIDTH
+
+
+def test_images_beside_must_be_as_many_as_frames(root):
+    for index in range(FRAMES):
+        (root / "images" / f"{index:04d}").mkdir(parents=True)
+        cv2.imwrite(str(root / "images" / f"{index:04d}" / "image_1.jpg"), np.zeros((8, 8, 3), np.uint8))
+    assert len(sequence(root, image_files="images/*/image_1.jpg").images) == FRAMES
+    (root / "images" / "0000" / "image_1.jpg").unlink()
+    said = refusal(root, image_files="images/*/image_1.jpg")
+    assert "dataset.image_files" in said and f"{FRAMES - 1} pictures" in said and f"{FRAMES} frames" in said
+
+
+@pytest.mark.parametrize("key", ["param_files", "image_files"])
+@pytest.mark.parametrize("pattern", ["nothing/*/here.npz", "/absolute/*/params.npz", "params/**bad/["])
+def test_a_pattern_without_a_match_is_refused(root, key, pattern):
+    said = refusal(root, **{key: pattern})
+    assert f"dataset.{key}" in said and pattern in said
+
+
+def test_an_empty_pattern_is_refused(root):
+    assert "dataset.param_files" in refusal(root, param_files="")
+
+
+def test_no_pattern_is_refused(root):
+    assert "dataset.param_files" in refusal(root, param_files=None)
+
+
+def test_missing_folder_is_refused(root):
+    assert "dataset.dataroot" in refusal(root, dataroot=root / "nowhere")
+
+
+def test_a_camera_is_needed_without_freeview(root):
+    said = refusal(root, camera_path=None)
+    assert "dataset.camera_path" in said and "freeview" in said
+
+
+@pytest.mark.parametrize("key", ["camera_path", "pose_code_path"])
+def test_a_named_file_must_exist(root, key):
+    with pytest.raises(InputError, match=r"elsewhere\.npz"):
+        driver = sequence(root, **{key: root / "elsewhere.npz"})
+        driver[0]
+
+
+def test_a_named_camera_is_read_at_once(root):
+    assert "elsewhere.npz" in refusal(root, camera_path=root / "elsewhere.npz")
+
+
+def test_widths_must_agree_within_the_sequence(root):
+    write(root / "params" / "0099", 99, width=WIDTH + 1)
+    said = refusal(root)
+    assert str(root / "params" / "0099" / "params.npz") in said and "exp_coeff" in said and str(WIDTH) in said and str(WIDTH + 1) in said
+
+
+def test_a_bad_file_is_named(root):
+    (root / "params" / "0003" / "params.npz").write_bytes(b"")
+    assert str(root / "params" / "0003" / "params.npz") in refusal(root)
+
+
+def test_no_two_frames_share_a_name(root):
+    # Pictures are written under these names: with two takes in one pattern, or all files in one folder, one would replace the other.
+    for take in ("a", "b"):
+        write(root / "takes" / take / "0000", 0)
+    try:
+        driver = sequence(root, param_files="takes/*/*/params.npz")
+    except InputError as error:
+        assert "param_files" in str(error)
+    else:
+        assert len({driver[index].name for index in range(len(driver))}) == len(driver)

@@ -1,0 +1,122 @@
+"""Every shipped YAML loads with the schema of its stage; every key is documented."""
+
+import typing
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from lib.avatars.gaussian_head_avatar.config import AvatarConfig
+from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadTrainConfig
+from lib.avatars.gaussian_head_avatar.mesh_stage import MeshHeadTrainConfig
+from lib.avatars.gaussian_head_avatar.reenactment import ReenactmentConfig
+from lib.config import Config, read_config, write_config
+from lib.config.reader import Arguments
+
+FOLDER = Path(__file__).resolve().parent.parent / "config"
+FILES = sorted(FOLDER.glob("*.y*ml"))
+SCHEMAS: dict[str, type[AvatarConfig]] = {
+    "train_meshhead": MeshHeadTrainConfig, "demo_meshhead": MeshHeadTrainConfig,
+    "train_gaussianhead": GaussianHeadTrainConfig, "demo_gaussianhead": GaussianHeadTrainConfig,
+    "reenactment": ReenactmentConfig, "demo_reenactment": ReenactmentConfig,
+}
+
+
+def schema_of(path: Path) -> type[AvatarConfig]:
+    return next(schema for prefix, schema in SCHEMAS.items() if path.name.startswith(prefix))
+
+
+def load(path: Path) -> typing.Any:
+    return read_config(Arguments(path, ()), schema_of(path))
+
+
+def sections(schema: type[BaseModel]) -> set[type[BaseModel]]:
+    """The schema and all schemas nested in it."""
+    found = {schema}
+    for field in schema.model_fields.values():
+        for part in (field.annotation, *typing.get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                found |= sections(part)
+    return found
+
+
+def test_there_are_configurations_of_all_three_stages():
+    assert {schema_of(path) for path in FILES} == {MeshHeadTrainConfig, GaussianHeadTrainConfig, ReenactmentConfig}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_shipped_file_loads_and_survives_a_round_trip(path, tmp_path):
+    config = load(path)
+    write_config(config, tmp_path / "again.yaml")
+    assert read_config(Arguments(tmp_path / "again.yaml", ()), schema_of(path)) == config
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_shipped_cameras_are_sane(path):
+    dataset = load(path).dataset
+    assert len(set(dataset.camera_ids)) == len(dataset.camera_ids)
+    assert set(dataset.held_out_cameras) < {*dataset.camera_ids, "one must be left"}
+    assert all(camera.isdigit() for camera in dataset.camera_ids)
+    if schema_of(path) is not ReenactmentConfig:
+        assert len(set(dataset.camera_ids) - set(dataset.held_out_cameras)) >= 1
+    assert 0 < dataset.resolution <= dataset.original_resolution
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if schema_of(path) is ReenactmentConfig], ids=lambda path: path.name)
+def test_shipped_reenactment_has_a_driver_and_a_camera(path):
+    config = load(path)
+    assert config.dataset.param_files and (config.dataset.freeview or config.dataset.camera_path)
+    assert config.load_gaussianhead_checkpoint is not None
+    assert config.dataset.resolution % 4 == 0
+
+
+def test_demo_files_are_one_chain():
+    mesh, gaussian, reenactment = (load(FOLDER / f"demo_{stage}.yaml") for stage in ("meshhead", "gaussianhead", "reenactment"))
+    assert gaussian.load_meshhead_checkpoint == mesh.recorder.run_folder / "meshhead_latest"
+    assert reenactment.load_gaussianhead_checkpoint == gaussian.recorder.run_folder / "gaussianhead_latest"
+    assert mesh.dataset.dataroot == gaussian.dataset.dataroot
+    assert (mesh.dataset.camera_ids, mesh.dataset.held_out_cameras, mesh.dataset.held_out_sequences) == (
+        gaussian.dataset.camera_ids, gaussian.dataset.held_out_cameras, gaussian.dataset.held_out_sequences)
+
+
+def test_demo_widths_fit_the_demo_subject():
+    mesh, gaussian = load(FOLDER / "demo_meshhead.yaml"), load(FOLDER / "demo_gaussianhead.yaml")
+    resolved = mesh.meshheadmodule.resolved(55)
+    head = gaussian.gaussianheadmodule.resolved(resolved, 55)
+    assert gaussian.supresmodule.input_dim == head.color_channels
+
+
+@pytest.mark.parametrize("expressions", [64, 59, 52, 55])
+def test_derived_widths_are_the_published_ones(expressions):
+    least = {"dataset": {"dataroot": "x"}, "recorder": {"name": "x"}}
+    mesh = MeshHeadTrainConfig.model_validate(least).meshheadmodule.resolved(expressions)
+    head = GaussianHeadTrainConfig.model_validate(least).gaussianheadmodule.resolved(mesh, expressions)
+    assert mesh.geo_mlp == (27, 256, 256, 256, 256, 256, 132)
+    assert head.exp_color_mlp == (128 + expressions, 256, 256, 32)
+    assert head.pose_color_mlp == (182, 128, 32)
+    assert head.exp_deform_mlp == (27 + expressions, 256, 256, 256, 256, 256, 3)
+    assert head.pose_deform_mlp == (81, 256, 256, 3)
+    assert head.exp_attributes_mlp == (128 + expressions, 256, 256, 256, 8)
+    assert head.pose_attributes_mlp == (182, 128, 128, 8)
+
+
+def test_absent_published_keys_have_the_published_defaults():
+    config = GaussianHeadTrainConfig.model_validate({"dataset": {"dataroot": "x"}, "recorder": {"name": "x"}})
+    head, dataset, recorder = config.gaussianheadmodule, config.dataset, config.recorder
+    assert (head.dist_threshold_far, head.attributes_scale, head.num_add_mouth_points) == (0.2, 0.05, 0)
+    assert (config.supresmodule.network_capacity, dataset.num_sample_view, dataset.resolution) == (64, 8, 512)
+    assert (config.optimize_pose, recorder.save_freq, recorder.show_freq) == (False, 1, 1)
+
+
+def test_every_key_has_one_line_of_documentation():
+    bare = [
+        f"{section.__name__}.{name}"
+        for schema in set(SCHEMAS.values()) for section in sections(schema) for name, field in section.model_fields.items()
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)) and not (field.description or "").strip()
+    ]
+    assert sorted(set(bare)) == []
+
+
+def test_every_section_says_what_it_is():
+    assert [section.__name__ for schema in set(SCHEMAS.values()) for section in sections(schema)
+            if issubclass(section, Config) and not (section.__doc__ or "").strip()] == []

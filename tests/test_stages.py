@@ -1,0 +1,615 @@
+"""The three stages and the evaluation, through their scripts, on a subject of 64 pixels."""
+
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadStage, GaussianHeadTrainConfig
+from lib.avatars.gaussian_head_avatar.handover import hand_over, mesh_head_from, mouth_points
+from lib.avatars.gaussian_head_avatar.mesh_stage import MeshHeadStage, MeshHeadTrainConfig
+from lib.datasets.head_capture import HeadCapture
+from lib.datasets.sampler import TrainingBatches
+from lib.errors import InputError, NumericalError
+from lib.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from lib.training.runtime import run
+from tests.tiny import (
+    CAMERAS,
+    EXPRESSIONS,
+    HELD_OUT_CAMERA,
+    SIZE,
+    Tiny,
+    copy_subject,
+    gaussian_dict,
+    mesh_dict,
+    one_thread,
+    reenactment_dict,
+    run_script,
+    tiny,
+)
+
+CPU = torch.device("cpu")
+MOUTH_POINTS = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Tiny:
+    return tiny(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def trained(made, tmp_path_factory) -> Path:
+    """A run folder with both stages trained for two steps; tests only read it."""
+    runs = tmp_path_factory.mktemp("trained")
+    run_script("train_meshhead", mesh_dict(made.subject, runs, steps=2), runs)
+    run_script("train_gaussianhead", gaussian_dict(made.subject, runs, steps=2), runs)
+    return runs
+
+
+@pytest.fixture
+def runs(trained, tmp_path) -> Path:
+    """A private copy of the trained runs; paths in it point at itself."""
+    shutil.copytree(trained, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".yaml"}
+
+
+def latest(runs: Path, stage: str, name: str = "tiny") -> Checkpoint:
+    return read_checkpoint(runs / "checkpoints" / name / f"{stage}_latest", stage, "test")
+
+
+def refusal(script: str, values: dict, folder: Path, *overrides: str) -> str:
+    with pytest.raises(InputError) as error:
+        run_script(script, values, folder, *overrides)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+def assert_same_state(one, other) -> None:
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same_state(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_same_state(a, b)
+    else:
+        assert one == other
+
+
+def mesh_stage(made: Tiny, runs: Path) -> tuple[MeshHeadStage, TrainingBatches]:
+    config = MeshHeadTrainConfig.model_validate(mesh_dict(made.subject, runs, name="fresh"))
+    torch.manual_seed(0)
+    capture = HeadCapture(config.dataset)
+    return MeshHeadStage(config, capture, CPU), TrainingBatches(capture, 1, config.dataset.num_sample_view, 0)
+
+
+def gaussian_stage(made: Tiny, runs: Path, **options) -> tuple[GaussianHeadStage, TrainingBatches]:
+    config = GaussianHeadTrainConfig.model_validate(gaussian_dict(made.subject, runs, name="fresh", **options))
+    torch.manual_seed(0)
+    capture = HeadCapture(config.dataset)
+    return GaussianHeadStage(config, capture, CPU), TrainingBatches(capture, 1, 1, 0)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("stage", ["meshhead", "gaussianhead"])
+def test_two_steps_leave_a_finite_checkpoint_log_and_preview(trained, stage):
+    checkpoint = latest(trained, stage)
+    assert checkpoint.step == 2 and len(checkpoint.frames) == 7
+    for module, state in checkpoint.modules.items():
+        for name, tensor in state.items():
+            assert bool(torch.isfinite(tensor).all()), (module, name)
+    folder = trained / "checkpoints" / "tiny"
+    assert "step 2/2" in (folder / f"{stage}.log").read_text()
+    assert (folder / f"{stage}_config.yaml").exists()
+    assert cv2.imread(str(trained / "results" / "tiny" / f"{stage}_preview.png")).shape == (2 * SIZE, 2 * SIZE, 3)
+    assert not list(trained.rglob("*.partial"))
+
+
+def test_stage_1_learns(made, tmp_path):
+    stage, batches = mesh_stage(made, tmp_path)
+    losses = [float(stage.step(batches[0], step).total) for step in range(30)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_stage_2_learns(made, trained):
+    stage, batches = gaussian_stage(made, trained, augment=False)
+    losses = [float(stage.step(batches[0], step).total) for step in range(30)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_every_parameter_of_stage_1_moves(made, tmp_path):
+    stage, batches = mesh_stage(made, tmp_path)
+    before = {name: value.clone() for name, value in stage.modules.named_parameters()}
+    for step in range(2):
+        stage.step(batches[step], step)
+    assert [name for name, value in stage.modules.named_parameters() if torch.equal(value, before[name])] == []
+
+
+def test_every_parameter_of_stage_2_moves(made, trained):
+    stage, batches = gaussian_stage(made, trained)
+    before = {name: value.clone() for name, value in stage.modules.named_parameters()}
+    for step in range(3):
+        stage.step(batches[step], step)
+    assert [name for name, value in stage.modules.named_parameters() if torch.equal(value, before[name])] == []
+
+
+def test_reported_terms_add_up(made, trained):
+    for stage, batches in (mesh_stage(made, trained), gaussian_stage(made, trained)):
+        report = stage.step(batches[0], 0)
+        weights = {name: getattr(stage.config.loss, name) for name in report.terms}
+        assert float(report.total) == pytest.approx(sum(weights[name] * float(term) for name, term in report.terms.items()), rel=1e-4)
+
+
+def test_pose_offsets_receive_the_gradients_of_their_frame(made, trained):
+    stage, batches = gaussian_stage(made, trained)
+    batch = batches[0]
+    stage.step(batch, 0)
+    row, delta = int(batch.frame_index), stage.pose_offsets.delta
+    assert delta.grad is not None and bool((delta.grad[row] != 0).all())
+    others = [index for index in range(len(delta)) if index != row]
+    assert not delta.grad[others].any() and not delta.detach()[others].any()
+    assert delta.detach()[row].abs().max().item() == pytest.approx(1e-5, rel=0.1)  # one Adam step of lr_pose
+
+
+def test_pose_offsets_stay_zero_when_not_wanted(made, runs):
+    run_script("train_gaussianhead", gaussian_dict(made.subject, runs, name="still"), runs, "optimize_pose=False")
+    assert not latest(runs, "gaussianhead", "still").modules["delta_poses"]["delta"].any()
+
+
+def config_of(stage: str, made: Tiny, runs: Path, **options) -> tuple[str, dict]:
+    return f"train_{stage}", {"meshhead": mesh_dict, "gaussianhead": gaussian_dict}[stage](made.subject, runs, **options)
+
+
+@pytest.mark.parametrize("stage", ["meshhead", "gaussianhead"])
+def test_resume_goes_on_as_if_never_stopped(made, runs, stage):
+    run_script(*config_of(stage, made, runs, steps=6, name="whole"), runs)
+    run_script(*config_of(stage, made, runs, steps=3, name="parts"), runs)
+    run_script(*config_of(stage, made, runs, steps=6, name="parts"), runs)
+    whole, parts = latest(runs, stage, "whole"), latest(runs, stage, "parts")
+    assert whole.step == parts.step == 6
+    assert_same_state(whole.modules, parts.modules)
+    assert_same_state(whole.optimizers, parts.optimizers)
+
+
+def test_an_interrupted_run_with_falling_rates_goes_on_as_if_never_stopped(made, runs, monkeypatch):
+    script, values = config_of("gaussianhead", made, runs, steps=6, name="whole")
+    values["trainer"]["final_lr_factor"] = 0.1
+    values["recorder"]["save_freq"] = 2
+    run_script(script, values, runs)
+    values["recorder"]["name"] = "parts"
+    step = GaussianHeadStage.step
+
+    def stopped(self, batch, number):
+        if number == 3:
+            raise KeyboardInterrupt
+        return step(self, batch, number)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(GaussianHeadStage, "step", stopped)
+        run_script(script, values, runs)
+    assert latest(runs, "gaussianhead", "parts").step == 2
+    run_script(script, values, runs)
+    assert_same_state(latest(runs, "gaussianhead", "whole").modules, latest(runs, "gaussianhead", "parts").modules)
+
+
+@pytest.mark.parametrize("stage", ["meshhead", "gaussianhead"])
+def test_the_same_command_again_says_finished_and_changes_nothing(made, runs, stage, capsys):
+    before = snapshot(runs)
+    script, values = config_of(stage, made, runs)
+    values["load_meshhead_checkpoint"] = None if stage == "meshhead" else str(runs / "checkpoints" / "tiny" / "meshhead_latest")
+    run_script(script, values, runs)
+    assert "finished" in capsys.readouterr().out
+    assert snapshot(runs) == before
+
+
+def test_another_seed_gives_another_head(made, runs):
+    run_script(*config_of("gaussianhead", made, runs, name="seeded"), runs, "trainer.seed=1")
+    one, other = latest(runs, "gaussianhead"), latest(runs, "gaussianhead", "seeded")
+    assert not torch.equal(one.modules["supres"]["exit.weight"], other.modules["supres"]["exit.weight"])
+
+
+def test_only_the_last_checkpoints_are_kept(made, runs):
+    script, values = config_of("gaussianhead", made, runs, steps=6, name="many")
+    values["recorder"] |= {"save_freq": 1, "keep_last": 2}
+    run_script(script, values, runs)
+    names = sorted(path.name for path in (runs / "checkpoints" / "many").iterdir() if not path.suffix)
+    assert names == ["gaussianhead_best", "gaussianhead_latest", "gaussianhead_step_0000005", "gaussianhead_step_0000006"]
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+def test_wrong_widths_are_explained_by_arithmetic(made, tmp_path):
+    said = refusal("train_meshhead", mesh_dict(made.subject, tmp_path), tmp_path, "meshheadmodule.exp_deform_mlp=[91, 16, 16, 3]")
+    for part in ("meshheadmodule.exp_deform_mlp[0] is 91", "82", "27", f"{EXPRESSIONS} expression coefficients"):
+        assert part in said
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("override", "part"), [
+    ("gaussianheadmodule.exp_attributes_mlp=[192, 16, 8]", "exp_attributes_mlp[0] is 192"),
+    ("gaussianheadmodule.exp_attributes_mlp=[87, 16, 7]", "exp_attributes_mlp[-1] is 7"),
+    ("gaussianheadmodule.exp_color_mlp=[87, 17, 32]", "exp_color_mlp"),
+    ("gaussianheadmodule.exp_coeffs_dim=64", "exp_coeffs_dim is 64"),
+    ("gaussianheadmodule.pos_freq=6", "pos_freq is 6"),
+    ("supresmodule.input_dim=16", "supresmodule.input_dim is 16"),
+    ("dataset.resolution=66", "dataset.resolution is 66"),
+    ("meshheadmodule.deform_scale=0.5", "meshheadmodule.deform_scale is 0.5"),
+])
+def test_stage_2_refuses_what_does_not_fit(made, trained, tmp_path, override, part):
+    values = gaussian_dict(made.subject, trained, name="refused")
+    assert part in refusal("train_gaussianhead", values, tmp_path, override)
+    assert not (trained / "checkpoints" / "refused").exists()
+
+
+def test_stage_2_needs_a_mesh_head(made, trained, tmp_path):
+    said = refusal("train_gaussianhead", gaussian_dict(made.subject, trained, name="refused"), tmp_path, "load_meshhead_checkpoint=null")
+    assert said.startswith("load_meshhead_checkpoint: ")
+
+
+def test_stage_2_refuses_a_missing_mesh_head(made, trained, tmp_path):
+    missing = trained / "checkpoints" / "tiny" / "meshead_latest"
+    said = refusal("train_gaussianhead", gaussian_dict(made.subject, trained, name="refused"), tmp_path, f"load_meshhead_checkpoint={missing}")
+    assert said.startswith("load_meshhead_checkpoint: ") and str(missing) in said and "meshhead_latest" in said
+
+
+def test_stage_2_refuses_a_gaussian_head_as_mesh_head(made, trained, tmp_path):
+    wrong = trained / "checkpoints" / "tiny" / "gaussianhead_latest"
+    said = refusal("train_gaussianhead", gaussian_dict(made.subject, trained, name="refused"), tmp_path, f"load_meshhead_checkpoint={wrong}")
+    assert str(wrong) in said and "'meshhead'" in said and "'gaussianhead'" in said
+
+
+@pytest.mark.parametrize(("stage", "key"), [("meshhead", "load_meshhead_checkpoint"), ("gaussianhead", "load_gaussianhead_checkpoint")])
+def test_a_wrong_path_never_trains_from_scratch_silently(made, runs, tmp_path, stage, key):
+    script, values = config_of(stage, made, runs, name="refused")
+    missing = tmp_path / "elsewhere" / f"{stage}_latest"
+    assert str(missing) in refusal(script, values | {key: str(missing)}, tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["meshhead", "gaussianhead"])
+def test_a_load_path_inside_the_own_folder_means_resume(made, trained, tmp_path, stage):
+    runs = tmp_path
+    script, values = config_of(stage, made, runs, name="own")
+    if stage == "gaussianhead":
+        values["load_meshhead_checkpoint"] = str(trained / "checkpoints" / "tiny" / "meshhead_latest")
+    values[f"load_{stage}_checkpoint"] = str(runs / "checkpoints" / "own" / f"{stage}_latest")
+    run_script(script, values, runs)
+    assert latest(runs, stage, "own").step == 2
+
+
+def test_stage_2_refuses_the_head_of_another_model(made, trained, tmp_path):
+    subject = copy_subject(made.subject, tmp_path / "subject")
+    for path in (subject / "params").rglob("vertices.npy"):
+        np.save(path, np.load(path)[:5000])
+    said = refusal("train_gaussianhead", gaussian_dict(subject, trained, name="refused"), tmp_path)
+    assert "control landmarks" in said and "meshhead_latest" in said
+
+
+def test_resume_refuses_other_frames(made, runs, tmp_path):
+    subject = copy_subject(made.subject, tmp_path / "subject")
+    shutil.rmtree(subject / "images" / "0003")
+    before = snapshot(runs)
+    said = refusal("train_meshhead", mesh_dict(subject, runs, steps=4), tmp_path)
+    assert "meshhead_latest" in said and "0003" in said
+    assert snapshot(runs) == before
+
+
+@pytest.mark.parametrize(("stage", "override", "part"), [
+    ("meshhead", "meshheadmodule.exp_color_mlp=[87, 24, 32]", "exp_color"),
+    ("meshhead", "meshheadmodule.grid_cells=11", "tet_verts"),
+    ("gaussianhead", "supresmodule.network_capacity=8", "network_capacity"),
+    ("gaussianhead", "gaussianheadmodule.exp_attributes_mlp=[87, 24, 8]", "exp_attributes"),
+    ("gaussianhead", "gaussianheadmodule.num_add_mouth_points=21", "num_add_mouth_points"),
+])
+def test_resume_refuses_another_architecture(made, runs, stage, override, part):
+    before = snapshot(runs)
+    script, values = config_of(stage, made, runs, steps=4)
+    said = refusal(script, values, runs, override)
+    assert part in said and f"{stage}_latest" in said
+    assert snapshot(runs) == before
+
+
+def test_resume_with_pose_optimization_switched_on_is_refused_or_works(made, runs):
+    script, values = config_of("gaussianhead", made, runs, steps=2, name="toggled")
+    run_script(script, values, runs, "optimize_pose=False")
+    values["trainer"]["steps"] = 3
+    try:
+        run_script(script, values, runs, "optimize_pose=True")
+    except InputError as error:
+        assert "optimize_pose" in str(error) or "'pose'" in str(error)
+    else:
+        assert latest(runs, "gaussianhead", "toggled").step == 3
+
+
+def test_a_damaged_own_checkpoint_is_refused_not_replaced(made, runs):
+    path = runs / "checkpoints" / "tiny" / "meshhead_latest"
+    path.unlink()  # it may be a hard link
+    path.write_bytes(b"damaged")
+    assert str(path) in refusal("train_meshhead", mesh_dict(made.subject, runs, steps=4), runs)
+    assert path.read_bytes() == b"damaged"
+
+
+@pytest.mark.parametrize("key", ["checkpoint_path", "logdir", "result_path"])
+def test_an_output_folder_that_is_a_file(made, runs, tmp_path, key):
+    (tmp_path / "file").write_text("mine")
+    values = gaussian_dict(made.subject, runs, name="refused")
+    assert str(tmp_path / "file") in refusal("train_gaussianhead", values, tmp_path, f"recorder.{key}={tmp_path / 'file'}")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_numerical_error(made, runs, monkeypatch):
+    step = GaussianHeadStage.step
+
+    def exploded(self, batch, number):
+        report = step(self, batch, number)
+        return type(report)(report.total * float("nan"), report.terms)
+
+    monkeypatch.setattr(GaussianHeadStage, "step", exploded)
+    before = snapshot(runs / "checkpoints")
+    with pytest.raises(NumericalError, match="step 3"):
+        run_script("train_gaussianhead", gaussian_dict(made.subject, runs, steps=3), runs)
+    after = snapshot(runs / "checkpoints")
+    assert {name for name in before if after[name] != before[name]} <= {"tiny/gaussianhead.log"}
+
+
+@pytest.mark.parametrize("script", ["train_meshhead", "train_gaussianhead", "reenactment", "evaluate"])
+def test_scripts_end_with_one_line_and_code_2(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--config", str(tmp_path / "nowhere.yaml")])
+    with pytest.raises(SystemExit) as stop:
+        run(importlib.import_module(script).main)
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    assert captured.err.startswith("error: ") and "nowhere.yaml" in captured.err and captured.err.count("\n") == 1
+
+
+def test_exit_codes(capsys):
+    def fail(error: BaseException):
+        raise error
+
+    for error, code in ((InputError("a"), 2), (NumericalError("b"), 3), (KeyboardInterrupt(), 130)):
+        with pytest.raises(SystemExit) as stop:
+            run(lambda error=error: fail(error))
+        assert stop.value.code == code
+    assert capsys.readouterr().err == "error: a\nerror: b\ninterrupted\n"
+    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
+        run(lambda: fail(ZeroDivisionError()))
+
+
+# --- surface and handover ---------------------------------------------------------------------------------------------
+
+def test_a_field_without_sign_change_is_refused(trained):
+    head = mesh_head_from(latest(trained, "meshhead"))
+    for bias, word in ((5.0, "positive"), (-5.0, "negative")):
+        with torch.no_grad():
+            head.geometry.layers[-1].weight[0] = 0.0
+            head.geometry.layers[-1].bias[0] = bias
+        with pytest.raises(InputError, match=f"{word}.*model_bbox"):
+            head.neutral_surface()
+        config = GaussianHeadTrainConfig.model_validate(gaussian_dict(trained, trained)).gaussianheadmodule.resolved(head.config, EXPRESSIONS)
+        with pytest.raises(InputError, match=word):
+            hand_over(head, config, seed=0)
+
+
+def test_a_box_inside_the_head_is_refused(made, tmp_path):
+    said = refusal("train_meshhead", mesh_dict(made.subject, tmp_path), tmp_path, "meshheadmodule.model_bbox=[[-0.2,0.2],[-0.2,0.2],[-0.2,0.2]]")
+    assert "model_bbox" in said
+
+
+@pytest.fixture
+def pair(trained):
+    """A mesh head and the Gaussian head it becomes."""
+    mesh = mesh_head_from(latest(trained, "meshhead"))
+    config = GaussianHeadTrainConfig.model_validate(gaussian_dict(trained, trained)).gaussianheadmodule.resolved(mesh.config, EXPRESSIONS)
+    return mesh, config, hand_over(mesh, config, seed=0)
+
+
+def test_handover_takes_the_vertices_of_the_once_more_subdivided_surface(pair):
+    mesh, config, head = pair
+    surface = mesh.neutral_surface(subdivisions=1)
+    assert len(head.xyz) == len(surface.vertices) + MOUTH_POINTS
+    assert torch.equal(head.xyz[:-MOUTH_POINTS], surface.vertices)
+    assert 3.5 < len(surface.vertices) / len(mesh.neutral_surface().vertices) < 4.7  # a surface: four times the vertices
+    mesh.config = mesh.config.model_copy(update={"subdivide": True})
+    twice = hand_over(mesh, config, seed=0)
+    assert len(twice.xyz) == len(mesh.neutral_surface(subdivisions=2).vertices) + MOUTH_POINTS
+
+
+def test_handover_keeps_features_landmarks_and_networks(pair):
+    mesh, _, head = pair
+    surface = mesh.neutral_surface(subdivisions=1)
+    assert torch.allclose(head.feature[:-MOUTH_POINTS].tanh(), surface.features, atol=2e-5)
+    assert not head.feature[-MOUTH_POINTS:].any()
+    assert torch.equal(head.landmarks_3d_neutral, mesh.landmarks_3d_neutral)
+    for name in ("exp_color", "pose_color", "exp_deform", "pose_deform"):
+        for ours, theirs in zip(getattr(head, name).parameters(), getattr(mesh, name).parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_handover_starts_isotropic_unturned_and_faint(pair):
+    _, _, head = pair
+    distance = torch.cdist(head.xyz.double(), head.xyz.double()).square()
+    distance.fill_diagonal_(float("inf"))
+    expected = distance.topk(3, dim=1, largest=False).values.mean(dim=1).clamp(min=1e-7).sqrt()
+    assert torch.allclose(head.scales.exp(), expected[:, None].expand(-1, 3).float(), rtol=1e-2)
+    assert torch.equal(head.rotation, torch.tensor([[1.0, 0, 0, 0]]).expand(len(head.xyz), -1))
+    assert torch.allclose(head.opacity.sigmoid(), torch.tensor(0.3))
+
+
+def test_mouth_points_fill_their_box(pair):
+    mesh, _, head = pair
+    mouth = mesh.landmarks_3d_neutral.detach()[48:66].double()
+    centre = mouth.mean(dim=0)
+    centre[2] = mouth[:, 2].min()
+    half = 0.8 * (mouth - centre).abs().amax(dim=0)
+    points = head.xyz.detach()[-MOUTH_POINTS:].double()
+    assert bool(((points - centre).abs() <= half + 1e-6).all())
+    many = (mouth_points(mesh.landmarks_3d_neutral.detach(), 4000, seed=1).double() - centre) / half
+    assert torch.allclose(many.mean(dim=0), torch.zeros(3).double(), atol=0.05)
+    assert torch.allclose(many.var(dim=0), torch.full((3,), 1 / 3).double(), atol=0.03)  # uniform in [-1, 1]
+
+
+def test_saturated_features_survive_the_handover(made, runs):
+    """After long training tanh is exactly ±1; its atanh is infinite, and interpolation even exceeds 1."""
+    stage, _ = mesh_stage(made, runs)
+    with torch.no_grad():
+        last = stage.head.geometry.layers[-1]
+        last.weight[4:] = 0.0
+        last.bias[4:] = torch.tensor([60.0, -60.0]).repeat(len(last.bias))[:len(last.bias) - 4]
+    features = stage.head.neutral_surface(subdivisions=1).features
+    assert bool((features.abs() >= 1.0 - 1e-6).all()) and bool((features == 1.0).any())
+    path = runs / "checkpoints" / "saturated" / "meshhead_latest"
+    save_checkpoint(path, stage, 2, 0.0, 0.0, latest(runs, "meshhead").frames, [])
+    run_script("train_gaussianhead", gaussian_dict(made.subject, runs, name="saturated", mesh="saturated"), runs)
+    state = latest(runs, "gaussianhead", "saturated").modules["gaussianhead"]
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values())
+    assert torch.allclose(state["feature"][:-MOUTH_POINTS].tanh().abs(), torch.ones(1), atol=1e-3)
+
+
+# --- reenactment and evaluation ---------------------------------------------------------------------------------------
+
+def video_frames(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+@pytest.mark.parametrize("freeview", [False, True])
+def test_reenactment_writes_frames_video_and_sheet(made, trained, tmp_path, freeview, capfd):
+    values = reenactment_dict(made, trained, name=f"out_{freeview}")
+    run_script("reenactment", values, tmp_path, f"recorder.result_path={tmp_path}", f"dataset.freeview={freeview}")
+    folder = tmp_path / f"out_{freeview}"
+    names = sorted(path.name for path in (made.driver / "params").iterdir())
+    assert sorted(path.stem for path in (folder / "frames").iterdir()) == names
+    pictures = np.stack([cv2.imread(str(folder / "frames" / f"{name}.png"))[..., ::-1] for name in names])
+    assert pictures.shape == (len(names), SIZE, SIZE, 3)
+    assert all((pictures[0] != picture).any() for picture in pictures[1:])  # the driver moves it
+    video = video_frames(folder / "reenactment.mp4")
+    assert video.shape == pictures.shape
+    assert np.abs(video.astype(float) - pictures.astype(float)).mean() < 16  # lossy, subsampled colour
+    assert cv2.imread(str(folder / "contact_sheet.png")).shape == (2 * SIZE, 2 * SIZE, 3)
+    assert not list(tmp_path.rglob("*.partial"))
+    assert "WARN" not in capfd.readouterr().err  # no noise of libraries between our lines
+
+
+def test_reenactment_shows_the_driver_beside(made, trained, tmp_path):
+    names = sorted(path.name for path in (made.driver / "params").iterdir())
+    driver = tmp_path / "driver"
+    shutil.copytree(made.driver, driver)
+    for index, name in enumerate(names):
+        (driver / "images" / name).mkdir(parents=True)
+        cv2.imwrite(str(driver / "images" / name / "image.png"), np.full((32, 32, 3), 20 * index, np.uint8))
+    values = reenactment_dict(Tiny(made.subject, driver), trained, name="beside")
+    values["recorder"]["result_path"] = str(tmp_path)
+    run_script("reenactment", values, tmp_path, "dataset.image_files=images/*/image.png")
+    video = video_frames(tmp_path / "beside" / "reenactment.mp4")
+    assert video.shape[1:] == (SIZE, 2 * SIZE, 3)
+    assert np.allclose([frame[8:-8, 8:SIZE - 8].mean() for frame in video], 20 * np.arange(len(names)), atol=6)
+    assert cv2.imread(str(tmp_path / "beside" / "frames" / f"{names[0]}.png")).shape == (SIZE, SIZE, 3)
+
+
+def test_reenactment_is_reproducible(made, trained, tmp_path):
+    for name in ("one", "two"):
+        run_script("reenactment", reenactment_dict(made, trained, name=name), tmp_path, f"recorder.result_path={tmp_path}")
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name / "frames").iterdir()} for name in ("one", "two"))
+    assert one == two
+
+
+def test_a_driver_of_another_width_is_refused(made, trained, tmp_path):
+    driver = tmp_path / "driver"
+    shutil.copytree(made.driver, driver)
+    for path in driver.rglob("params.npz"):
+        arrays = dict(np.load(path))
+        np.savez(path, **(arrays | {"exp_coeff": arrays["exp_coeff"][:, :50]}))
+    values = reenactment_dict(Tiny(made.subject, driver), trained, name="refused")
+    said = refusal("reenactment", values, tmp_path, f"recorder.result_path={tmp_path}")
+    assert str(driver / "params" / "0000" / "params.npz") in said and "50" in said and f"{EXPRESSIONS}" in said
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize(("override", "part"), [
+    ("load_gaussianhead_checkpoint=null", "load_gaussianhead_checkpoint"),
+    ("load_gaussianhead_checkpoint=no/where", "no/where"),
+    ("dataset.resolution=30", "dataset.resolution is 30"),
+    ("dataset.param_files=none/*.npz", "none/*.npz"),
+    ("supresmodule.network_capacity=32", "supresmodule.network_capacity is 32"),
+    ("gaussianheadmodule.attributes_scale=0.05", "gaussianheadmodule.attributes_scale is 0.05"),
+])
+def test_reenactment_refuses(made, trained, tmp_path, override, part):
+    said = refusal("reenactment", reenactment_dict(made, trained, name="refused"), tmp_path, f"recorder.result_path={tmp_path}", override)
+    assert part in said
+    assert not (tmp_path / "refused").exists()
+
+
+def test_reenactment_refuses_a_mesh_head(made, trained, tmp_path):
+    wrong = trained / "checkpoints" / "tiny" / "meshhead_latest"
+    said = refusal("reenactment", reenactment_dict(made, trained, name="refused"), tmp_path, f"load_gaussianhead_checkpoint={wrong}")
+    assert "'gaussianhead'" in said and "'meshhead'" in said
+
+
+def test_reenactment_that_cannot_write_says_so(made, trained, tmp_path):
+    (tmp_path / "refused").write_text("a file")
+    said = refusal("reenactment", reenactment_dict(made, trained, name="refused"), tmp_path, f"recorder.result_path={tmp_path}")
+    assert str(tmp_path / "refused") in said
+
+
+def test_evaluation_measures_the_held_out_splits(made, trained, tmp_path):
+    run_script("evaluate", gaussian_dict(made.subject, trained), tmp_path, f"recorder.result_path={tmp_path}")
+    metrics = json.loads((tmp_path / "tiny" / "metrics.json").read_text())
+    pictures = json.loads((tmp_path / "tiny" / "pictures.json").read_text())
+    capture = HeadCapture(GaussianHeadTrainConfig.model_validate(gaussian_dict(made.subject, trained)).dataset)
+    for split, expected in (("novel_view", capture.novel_view()), ("novel_sequence", capture.novel_sequence())):
+        assert {(row["frame"], row["camera"]) for row in pictures[split]} == {(picture.frame, picture.camera) for picture in expected}
+        assert metrics[split]["frames"] == len(expected)
+        for name in ("psnr", "mask_psnr", "ssim", "expressionless_psnr"):
+            assert metrics[split][name] == pytest.approx(np.mean([row[name] for row in pictures[split]]), abs=1e-3)
+        assert 0 < metrics[split]["psnr"] < 60 and -1 <= metrics[split]["ssim"] <= 1
+        assert cv2.imread(str(tmp_path / "tiny" / f"{split}.png")).shape[0] == 3 * SIZE
+
+
+@pytest.mark.parametrize(("override", "part"), [
+    (f"dataset.held_out_cameras=['{CAMERAS[0]}']", "dataset.held_out_cameras"),
+    (f"dataset.held_out_cameras=['{HELD_OUT_CAMERA}', '{CAMERAS[0]}']", "dataset.held_out_cameras"),
+    ("dataset.held_out_sequences=[EXP-1-head]", "dataset.held_out_sequences"),
+])
+def test_evaluation_refuses_what_was_trained_on(made, trained, tmp_path, override, part):
+    said = refusal("evaluate", gaussian_dict(made.subject, trained), tmp_path, f"recorder.result_path={tmp_path}", override)
+    assert part in said and "gaussianhead_latest" in said
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_evaluation_needs_something_held_out(made, trained, tmp_path):
+    said = refusal("evaluate", gaussian_dict(made.subject, trained), tmp_path, "dataset.held_out_cameras=[]", "dataset.held_out_sequences=[]")
+    assert "held out" in said
+
+
+def test_evaluation_refuses_a_subject_of_another_width(made, trained, tmp_path):
+    subject = copy_subject(made.subject, tmp_path / "subject")
+    for path in subject.rglob("params.npz"):
+        arrays = dict(np.load(path))
+        np.savez(path, **(arrays | {"exp_coeff": arrays["exp_coeff"][:, :50]}))
+    said = refusal("evaluate", gaussian_dict(subject, trained), tmp_path, f"recorder.result_path={tmp_path}")
+    assert "50" in said and f"{EXPRESSIONS}" in said
+
+
+def test_evaluation_without_an_avatar(made, tmp_path):
+    assert "gaussianhead_latest" in refusal("evaluate", gaussian_dict(made.subject, tmp_path), tmp_path)
