@@ -16,9 +16,9 @@ class TensorBundle:
 
     def to(self: BundleType, device: torch.device | str) -> BundleType:
         """The same bundle with every tensor, also in nested bundles, on `device`."""
-        return dataclasses.replace(self, **{  # pyright: ignore[reportArgumentType]
+        return dataclasses.replace(self, **{
             field.name: value.to(device)
-            for field in dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+            for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), (Tensor, TensorBundle))
         })
 
@@ -27,7 +27,7 @@ class TensorBundle:
         """One bundle whose tensors have a new leading batch dimension; strings become tuples, other values must agree."""
         return cls(**{
             field.name: _stack([getattr(bundle, field.name) for bundle in bundles], field.name)
-            for field in dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+            for field in dataclasses.fields(cls)
         })
 
 

@@ -1,7 +1,7 @@
 """Renders a synthetic multi-camera capture of the demo head as a subject folder (README, 'subject folder').
 
 Sixteen cameras around the front half, several named sequences of smooth expressions and head motion, exact mattes.
-The same options on the same machine write the same bytes. Also writes `<output>_driver/`: parameters of a longer,
+The same options on the same machine write the same bytes. `<output>/driver/` holds parameters of a longer,
 denser performance without any image, to drive an avatar with.
 """
 
@@ -138,24 +138,33 @@ def main() -> None:
     if options.frames < len(SEQUENCES) or options.resolution < 16 or options.driver_frames < 0:
         raise InputError(f"expected --frames >= {len(SEQUENCES)}, --resolution >= 16 and --driver-frames >= 0, found "
                          f"{options.frames}, {options.resolution} and {options.driver_frames}")
-    done = options.output / "frames.json"
-    request = {key: str(value) for key, value in sorted(vars(options).items()) if key != "overwrite"}
+    request = {key: str(value) for key, value in sorted(vars(options).items()) if key not in ("overwrite", "output")}
     if options.output.exists() and not options.overwrite:
-        if done.exists() and json.loads(done.read_text()).get("made_with") == request:
+        if _made_with(options.output) == request:
             print(f"{options.output} is complete: nothing to do (--overwrite renders it again)")
             return
-        raise InputError(f"{options.output}: exists, but is not the finished result of these options; give --overwrite or another --output")
-    shutil.rmtree(options.output, ignore_errors=True)
+        raise InputError(f"{options.output}: exists, but is not the result of these options; give --overwrite or another --output")
 
     head = DemoHead(options.identity, options.skin, options.iris, texture_size=2 * options.resolution)
-    records = write_subject(head, options.output, options.resolution, options.frames, options.seed)
-    driver = options.output.with_name(options.output.name + "_driver")
-    shutil.rmtree(driver, ignore_errors=True)
-    write_driver(head, driver, options.driver_frames, options.seed)
-    # Written last: its presence says that the folder is complete.
-    done.write_text(json.dumps({"frames": records, "made_with": request}, indent=1))
+    # Rendered beside its place: an interrupted rendering never looks like a subject, and never harms the old one.
+    partial = options.output.with_name(options.output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    records = write_subject(head, partial, options.resolution, options.frames, options.seed)
+    write_driver(head, partial / "driver", options.driver_frames, options.seed)
+    (partial / "frames.json").write_text(json.dumps({"frames": records, "made_with": request}, indent=1))
+    if options.output.exists():
+        shutil.rmtree(options.output)
+    partial.rename(options.output)
     print(f"wrote {options.output}: {len(records)} frames x {len(CAMERA_IDS)} cameras, {options.resolution}x{options.resolution}; "
-          f"and {driver}: {options.driver_frames} frames of parameters")
+          f"{options.driver_frames} driving frames in {options.output / 'driver'}")
+
+
+def _made_with(folder: Path) -> dict[str, str] | None:
+    """The options a finished demo subject was made with; None for any other folder."""
+    try:
+        return json.loads((folder / "frames.json").read_text(encoding="utf-8"))["made_with"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def write_subject(head: DemoHead, output: Path, resolution: int, frames: int, seed: int) -> list[dict[str, str | float]]:

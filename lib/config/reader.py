@@ -43,6 +43,13 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes exactly the strings that `_Loader` would not read as strings."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
 def parse_arguments(description: str | None) -> Arguments:
     """Command line `--config FILE [key=value ...]` of a script whose docstring is `description`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,9 +72,11 @@ def read_config(arguments: Arguments, schema: type[ConfigType]) -> ConfigType:
         raise InputError(f"{path}: cannot read the configuration ({error.strerror}); give an existing YAML file") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a UTF-8 text file ({error}); is it a YAML file?") from error
-    loader = _Loader(text)
+    loader, places = _Loader(text), dict[Key, str]()
     try:
         node = loader.get_single_node()
+        if node is not None:
+            _locate(node, (), str(path), places)
         values = loader.construct_document(node) if node is not None else {}
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
@@ -75,9 +84,6 @@ def read_config(arguments: Arguments, schema: type[ConfigType]) -> ConfigType:
         loader.dispose()
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
-    places: dict[Key, str] = {}
-    if node is not None:
-        _locate(node, (), str(path), places)
     for override in arguments.overrides:
         _apply_override(values, override, places)
     try:
@@ -88,7 +94,7 @@ def read_config(arguments: Arguments, schema: type[ConfigType]) -> ConfigType:
 
 def write_config(config: Config, path: Path) -> None:
     """Writes the resolved configuration as YAML that `read_config` reads back."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False), encoding="utf-8")
 
 
 def _locate(node: yaml.Node, key: Key, path: str, places: dict[Key, str]) -> None:

@@ -38,7 +38,6 @@ class DrivingConfig(Config):
 class DrivingFrame(TensorBundle):
     """One instant (batch of one): what the networks see (`expression`, `pose_code`), where the head is, the camera."""
 
-    name: str
     expression: Float[Tensor, "1 E"]
     pose_code: Float[Tensor, "1 6"]
     head: HeadPose
@@ -66,6 +65,7 @@ class DrivingSequence:
         self.pose_codes = self.poses
         if config.pose_code_path is not None:
             self.pose_codes = read_params_file(config.pose_code_path).pose.expand_as(poses)
+        self._given = None if config.freeview or config.camera_path is None else read_camera_file(config.camera_path)
         self.images = _matches(config.dataroot, config.image_files, "dataset.image_files") if config.image_files else []
         if self.images and len(self.images) != len(self.files):
             raise InputError(f"dataset.image_files: '{config.image_files}' matches {len(self.images)} pictures, dataset.param_files "
@@ -82,7 +82,6 @@ class DrivingSequence:
     def __getitem__(self, index: int) -> DrivingFrame:
         rows = slice(index, index + 1)
         return DrivingFrame(
-            name=self.files[index].parent.name,
             expression=self.expressions[rows],
             pose_code=self.pose_codes[rows],
             head=HeadPose(self.poses[rows], self.scales[rows]),
@@ -91,11 +90,10 @@ class DrivingSequence:
 
     def _camera(self, index: int) -> Camera:
         size = self.config.resolution
-        if self.config.camera_path is not None and not self.config.freeview:
-            extrinsic, intrinsic = read_camera_file(self.config.camera_path)
-            original = self.config.original_resolution
-            return Camera(extrinsic[None], intrinsic[None], original, original).resized(size, size)
-        return orbit_camera(index, size)
+        if self._given is None:
+            return orbit_camera(index, size)
+        original = self.config.original_resolution
+        return Camera(self._given[0][None], self._given[1][None], original, original).resized(size, size)
 
 
 def orbit_camera(index: int, size: int) -> Camera:
@@ -121,7 +119,10 @@ def _smooth(values: Float[Tensor, "T D"], previous: float) -> Float[Tensor, "T D
 def _matches(root: Path, pattern: str, key: str) -> list[Path]:
     if not root.is_dir():
         raise InputError(f"dataset.dataroot: '{root}' is not a folder")
-    files = sorted(root.glob(pattern))
+    try:
+        files = sorted(root.glob(pattern))
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"{key}: '{pattern}' is not a pattern relative to dataset.dataroot ({error}); e.g. 'params/*/params.npz'") from error
     if not files:
         raise InputError(f"{key}: nothing under '{root}' matches '{pattern}'")
     return files

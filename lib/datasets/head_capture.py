@@ -41,7 +41,7 @@ class Picture:
 
 
 class HeadCapture:
-    """Validated view of a subject folder. All parameter files are read at once, images when asked for.
+    """Validated view of a subject folder. Parameters and cameras are read at once, images when asked for.
 
     Raises InputError for anything missing or malformed, naming the file, the frame and how many more.
     """
@@ -58,6 +58,9 @@ class HeadCapture:
         self._check_files()
         self.params: dict[str, FrameParams] = {frame: self.folder.read_params(frame) for frame in self.frames}
         self.control_points = {frame: self.folder.read_control_points(frame) for frame in self.frames}
+        self.cameras = {
+            Picture(frame, camera): self.folder.read_camera(frame, camera) for frame in self.frames for camera in config.camera_ids
+        }
         self._check_widths()
         self.sequence_of = self._sequences()
         self.train_cameras = [camera for camera in config.camera_ids if camera not in config.held_out_cameras]
@@ -90,7 +93,7 @@ class HeadCapture:
         """One frame (no batch dimension) seen by the given cameras."""
         size, original = self.config.resolution, self.config.original_resolution
         pixels = torch.stack([self._pixels(Picture(frame, camera)) for camera in cameras]).float() / 255.0
-        extrinsics, intrinsics = zip(*(self.folder.read_camera(frame, camera) for camera in cameras), strict=True)
+        extrinsics, intrinsics = zip(*(self.cameras[Picture(frame, camera)] for camera in cameras), strict=True)
         params = self.params[frame]
         return HeadBatch(
             frame=frame,

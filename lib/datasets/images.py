@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lib.errors import InputError
+from lib.files import make_folder
 
 # The last bytes of a complete file. OpenCV fills the missing part of a cut JPEG with grey and says nothing.
 _ENDINGS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
@@ -49,9 +50,10 @@ def to_uint8(image: Float[Tensor, "3 H W"]) -> UInt8[Tensor, "3 H W"]:
 
 def write_image(path: Path, image: Float[Tensor, "3 H W"], jpeg_quality: int = 95) -> None:
     """Writes an RGB picture in [0,1]; the suffix chooses the format. Raises InputError when it cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     pixels = to_uint8(image).permute(1, 2, 0).numpy()[..., ::-1]
-    encoded, data = cv2.imencode(path.suffix, pixels, [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])
+    quality = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality] if path.suffix == ".jpg" else []
+    encoded, data = cv2.imencode(path.suffix, pixels, quality)
     if not encoded:
         raise InputError(f"{path}: cannot be encoded as {path.suffix}")
     try:

@@ -10,6 +10,7 @@
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,7 +171,7 @@ def _load(path: Path) -> dict[str, NDArray]:
             return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError as error:
         raise InputError(f"{path}: file is missing; README, 'subject folder', says what it holds") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as a numpy file ({error}); write it again") from error
 
 
@@ -184,9 +185,11 @@ def _array(path: Path, archive: dict[str, NDArray], shape: tuple[int | None, ...
     if shape is not None and (array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True))):
         expected = "(" + ", ".join("any" if want is None else str(want) for want in shape) + ")"
         raise InputError(f"{name}: expected shape {expected}, found {array.shape}")
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
     bad = int((~np.isfinite(array)).sum())
     if bad:
-        raise InputError(f"{name}: {bad} of {array.size} values are NaN or infinite; fit this frame again or remove it")
+        raise InputError(f"{name}: {bad} of {array.size} values are NaN, infinite or too large; fit this frame again or remove it")
     if array.size == 0:
         raise InputError(f"{name}: the array is empty (shape {array.shape})")
-    return array.astype(np.float32)
+    return array

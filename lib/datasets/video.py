@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lib.datasets.images import to_uint8
 from lib.errors import InputError
+from lib.files import make_folder
 
 
 class VideoWriter:
@@ -18,7 +19,7 @@ class VideoWriter:
         self.path, self.rate, self.crf = path, frames_per_second, crf
 
     def __enter__(self) -> "VideoWriter":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._container = av.open(str(self._partial), "w", format="mp4")
         self._stream = self._container.add_stream("libx264", rate=self.rate, options={"crf": str(self.crf), "preset": "medium"})

@@ -112,9 +112,10 @@ def marching_tetrahedra(
     pattern = (outside[grid.tets].long() * torch.tensor([1, 2, 4, 8], device=sdf.device)).sum(dim=1)
     crossed = (pattern > 0) & (pattern < 15)
     if not crossed.any():
+        low, high = (float(value) for value in torch.aminmax(sdf.detach()))
         raise InputError(
             f"marching tetrahedra: the sdf is {'positive' if bool(outside.all()) else 'negative'} at all {len(sdf)} grid "
-            f"vertices (from {float(sdf.min()):.3g} to {float(sdf.max()):.3g}), so there is no surface. Does the head lie inside "
+            f"vertices (from {low:.3g} to {high:.3g}), so there is no surface. Does the head lie inside "
             "meshheadmodule.model_bbox, in canonical units of about 2 per head? Wrong scale or pose in params.npz is the usual cause."
         )
     tets, pattern = grid.tets[crossed], pattern[crossed]

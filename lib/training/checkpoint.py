@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import platform
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from lib.errors import InputError
+from lib.files import make_folder
 from lib.training.stage import AbstractStage
 
 FORMAT = 1
@@ -35,6 +37,8 @@ class Checkpoint:
         """Copies modules and optimizers into a stage of the same shape."""
         for name, module in stage.modules.items():
             load_module(module, self.modules.get(name), f"{self.path}: module '{name}'")
+        if self.optimizers.keys() != stage.optimizers.keys():
+            raise InputError(f"{self.path}: holds the optimizers {sorted(self.optimizers)}, this configuration needs {sorted(stage.optimizers)}")
         for name, optimizer in stage.optimizers.items():
             optimizer.load_state_dict(self.optimizers[name])
 
@@ -54,23 +58,31 @@ def save_checkpoint(
         "rng": torch.get_rng_state(),
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
     }
+    make_folder(path.parent)
     partial = path.with_name(path.name + ".partial")
+    links = [copy.with_name(copy.name + ".partial") for copy in copies]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        for copy in copies:
-            link = copy.with_name(copy.name + ".partial")
-            link.unlink(missing_ok=True)
-            os.link(partial, link)
+        for copy, link in zip(copies, links, strict=True):
+            _link_or_copy(partial, link)
             link.replace(copy)
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        partial.unlink(missing_ok=True)
+        for leftover in (partial, *links):
+            leftover.unlink(missing_ok=True)
         raise InputError(f"{path}: the checkpoint of step {step} cannot be written ({error}); the previous one is untouched. "
                          "Free space or fix permissions and run the same command again") from error
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # some file systems have no hard links
+        shutil.copyfile(source, target)
 
 
 def read_checkpoint(path: Path, stage: str, key: str) -> Checkpoint:

@@ -13,12 +13,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lib.config import Config, write_config
 from lib.datasets.images import write_image
+from lib.files import make_folder
 
 
 class RecorderConfig(Config):
     """Section `recorder`."""
 
-    name: str = Field(min_length=1, pattern=r"^[^/\\]+$", description="name of the run, also of its folders")
+    name: str = Field(min_length=1, pattern=r"^[^/\\.][^/\\]*$", description="name of the run, also of its folders")
     logdir: Path = Field(Path("log"), description="TensorBoard files and log file")
     checkpoint_path: Path = Field(Path("checkpoints"), description="checkpoints go to <checkpoint_path>/<name>/")
     result_path: Path = Field(Path("results"), description="pictures, videos and metrics go to <result_path>/<name>/")
@@ -50,8 +51,8 @@ class Recorder:
 
     def open(self, resolved: Config) -> None:
         """Creates the folders, saves the resolved configuration, starts the log."""
-        self.config.run_folder.mkdir(parents=True, exist_ok=True)
-        self.config.logdir.mkdir(parents=True, exist_ok=True)
+        for folder in (self.config.run_folder, self.config.logdir, self.config.result_folder):
+            make_folder(folder)
         write_config(resolved, self.config.run_folder / f"{self.stage}_config.yaml")
         for handler in (logging.FileHandler(self.config.run_folder / f"{self.stage}.log"), logging.StreamHandler(sys.stdout)):
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
@@ -90,8 +91,7 @@ def image_rows(rows: list[Float[Tensor, "B 3 H W"]]) -> Float[Tensor, "3 h w"]:
 
 def write_seconds(result_folder: Path, stage: str, seconds: float) -> None:
     """Notes how long a stage took in <result>/seconds.json."""
-    result_folder.mkdir(parents=True, exist_ok=True)
-    (result_folder / "seconds.json").write_text(json.dumps(read_seconds(result_folder) | {stage: round(seconds, 1)}, indent=1))
+    (make_folder(result_folder) / "seconds.json").write_text(json.dumps(read_seconds(result_folder) | {stage: round(seconds, 1)}, indent=1))
 
 
 def read_seconds(result_folder: Path) -> dict[str, float]:

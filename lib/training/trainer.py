@@ -1,6 +1,8 @@
 """The one training loop: data, device, cadence, held-out psnr, checkpoints, resume. It knows no loss."""
 
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -49,6 +51,7 @@ def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig,
             different = sorted(set(checkpoint.frames) ^ set(batches.frames))
             raise InputError(f"{latest}: was trained on {len(checkpoint.frames)} frames, dataset.dataroot has {len(batches.frames)}; "
                              f"first difference: {different[0]}. Restore the frames or choose another recorder.name")
+        _check_unchanged(checkpoint.config, stage.config.model_dump(mode="json"), latest)
         checkpoint.restore(stage)
         start, best_psnr, before = checkpoint.step, checkpoint.best_psnr, checkpoint.seconds
         if start >= steps:
@@ -62,9 +65,10 @@ def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig,
     held_out = batches.held_out(config.validate_count)
     if not held_out:
         recorder.line("nothing is held out (dataset.held_out_cameras, dataset.held_out_sequences): psnr below is of training pictures")
-    base_rates = {key: [group["lr"] for group in optimizer.param_groups] for key, optimizer in stage.optimizers.items()}
-    if start:  # saved groups hold decayed rates
-        base_rates = {key: [group["initial_lr"] for group in optimizer.param_groups] for key, optimizer in stage.optimizers.items()}
+    # A restored group holds a decayed rate, and what it started from.
+    base_rates = {
+        key: [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups] for key, optimizer in stage.optimizers.items()
+    }
 
     def save(step: int, is_best: bool) -> None:
         numbered = [folder / f"{name}_step_{step:07d}"] if frequency.keep_last else []
@@ -104,6 +108,22 @@ def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig,
     recorder.line(f"{name}: finished {steps} steps; {latest}")
     recorder.close()
     write_seconds(recorder.config.result_folder, name, before + time.perf_counter() - began)
+
+
+# Keys that may change between a run and its continuation; the rest define what is trained.
+FREE_KEYS = ("gpu_id", "load_", "recorder.", "trainer.steps", "trainer.epochs", "trainer.device", "trainer.workers", "trainer.validate_",
+             "dataset.dataroot", "dataset.cache_gb", "loss.lpips_weights")
+
+
+def _check_unchanged(old: dict[str, Any], new: dict[str, Any], latest: Path, prefix: str = "") -> None:
+    """Raises InputError naming the first key that a continued run must not change."""
+    for key in sorted(old.keys() | new.keys()):
+        name, before, now = f"{prefix}{key}", old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            _check_unchanged(before, now, latest, f"{name}.")
+        elif before != now and not name.startswith(FREE_KEYS):
+            raise InputError(f"{name} is {now}, but {latest} was trained with {before}. Restore the value to go on, "
+                             "or choose another recorder.name for a new run")
 
 
 def _validate(stage: AbstractStage, batches: TrainingBatches, pictures: list[Picture], recorder: Recorder, step: int, device: torch.device) -> float:

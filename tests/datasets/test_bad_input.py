@@ -107,7 +107,7 @@ def test_camera_that_no_file_has(copy):
 def test_values_that_are_not_finite(copy, name, key, value):
     rewrite(copy / name, **{key: with_value(copy / name, key, value)})
     said = refusal(copy)
-    assert str(copy / name) in said and f"'{key}'" in said and "NaN or infinite" in said
+    assert str(copy / name) in said and f"'{key}'" in said and "NaN, infinite" in said
 
 
 @pytest.mark.parametrize("name", [LANDMARKS, VERTICES])

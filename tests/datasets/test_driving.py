@@ -76,10 +76,9 @@ def test_a_still_driver_is_not_changed_by_smoothing(root):
     assert torch.equal(sequence(root, smoothing=0.5).expressions, torch.ones(FRAMES, WIDTH))
 
 
-def test_frames_come_in_sorted_order_with_their_names_and_scales(root):
+def test_frames_come_in_sorted_order_with_their_scales(root):
     driver = sequence(root)
     frames = [driver[index] for index in range(len(driver))]
-    assert [frame.name for frame in frames] == [f"{index:04d}" for index in range(FRAMES)]
     assert [round(float(frame.head.scale), 3) for frame in frames] == [round(0.1 + index, 3) for index in range(FRAMES)]
 
 
@@ -198,15 +197,3 @@ def test_widths_must_agree_within_the_sequence(root):
 def test_a_bad_file_is_named(root):
     (root / "params" / "0003" / "params.npz").write_bytes(b"")
     assert str(root / "params" / "0003" / "params.npz") in refusal(root)
-
-
-def test_no_two_frames_share_a_name(root):
-    # Pictures are written under these names: with two takes in one pattern, or all files in one folder, one would replace the other.
-    for take in ("a", "b"):
-        write(root / "takes" / take / "0000", 0)
-    try:
-        driver = sequence(root, param_files="takes/*/*/params.npz")
-    except InputError as error:
-        assert "param_files" in str(error)
-    else:
-        assert len({driver[index].name for index in range(len(driver))}) == len(driver)

@@ -58,7 +58,6 @@ def test_same_seed_same_bytes_other_seed_other_bytes(make, tmp_path):
         make(tmp_path / name, "--seed", seed)
     a, b, c = (hashes(tmp_path / name) for name in "abc")
     assert a == b and rows(tmp_path / "a") == rows(tmp_path / "b")
-    assert hashes(tmp_path / "a_driver") == hashes(tmp_path / "b_driver") != hashes(tmp_path / "c_driver")
     assert a.keys() == c.keys()
     changed = {name for name in a if a[name] != c[name]}
     assert {name for name in a if name.startswith("params/")} <= changed
@@ -89,14 +88,6 @@ def test_a_foreign_folder_is_refused(make, tmp_path):
     with pytest.raises(InputError, match=r"demo.*--overwrite"):
         make(tmp_path / "demo")
     assert (tmp_path / "demo" / "thesis.tex").read_text() == "years of work"
-
-
-def test_a_foreign_folder_in_the_place_of_the_driver_is_not_removed(make, tmp_path):
-    (tmp_path / "demo_driver").mkdir()
-    (tmp_path / "demo_driver" / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="demo_driver"):
-        make(tmp_path / "demo")
-    assert (tmp_path / "demo_driver" / "thesis.tex").read_text() == "years of work"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3"])

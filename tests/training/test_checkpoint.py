@@ -217,7 +217,7 @@ def test_a_failure_while_renaming_keeps_the_old_file(monkeypatch, saved):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot be created"):
         save(tmp_path / "run" / "numbers_latest", NumbersStage())
     assert (tmp_path / "run").read_text() == "a file"
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from lib.config import Config
 from lib.datasets.driving import DrivingConfig
 from lib.datasets.head_capture import HeadCaptureConfig
+from lib.errors import InputError
 from lib.training.recorder import RecorderConfig
 
 
@@ -29,3 +30,17 @@ class AvatarConfig(Config):
     optimize_pose: bool = Field(False, description="stage 2: learn a pose offset per frame")
     dataset: DatasetConfig
     recorder: RecorderConfig
+
+    def start_from(self, key: str) -> Path | None:
+        """A `load_*` checkpoint that is an input: one outside the run's own folder. Inside it, the key means resume.
+
+        Raises InputError when an input is missing, so that a wrong path never trains from scratch silently.
+        """
+        path: Path | None = getattr(self, key)
+        own = self.recorder.run_folder
+        if path is None or path.resolve().parent == own.resolve():
+            return None
+        if not path.exists():
+            raise InputError(f"{key}: {path}: no such checkpoint. Inside {own} it would be this run's own, made by training; "
+                             "anywhere else it is an input and must exist")
+        return path

@@ -58,6 +58,10 @@ def evaluate(config: GaussianHeadTrainConfig) -> Path:
         if not set(getattr(config.dataset, key)) <= trained:
             raise InputError(f"dataset.{key} is {list(getattr(config.dataset, key))}, but {path} held out {sorted(trained)}: "
                              "it was trained on the rest, which would make the measure worthless")
+    trained_width = checkpoint.config["gaussianheadmodule"]["exp_coeffs_dim"]
+    if capture.expression_count != trained_width:
+        raise InputError(f"dataset.dataroot: {config.dataset.dataroot} has {capture.expression_count} expression coefficients, "
+                         f"{path} was trained with {trained_width}")
     splits = {"novel_view": capture.novel_view(), "novel_sequence": capture.novel_sequence()}
     if not any(splits.values()):
         raise InputError("dataset.held_out_cameras, dataset.held_out_sequences: nothing is held out, so there is nothing to measure")

@@ -42,9 +42,10 @@ class GaussianLossConfig(Config):
     augment: bool = Field(True, description="super-resolve a randomly zoomed feature image (published)")
 
 
-class GaussianRates(Config):
-    """Section `rates`: learning rates as fractions of lr_net (published values)."""
+class GaussianOptimizerConfig(Config):
+    """Section `optimizer`: Adam, with learning rates as fractions of lr_net (published values)."""
 
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of Adam's running means")
     xyz: float = Field(0.1, ge=0, description="positions")
     feature: float = Field(0.1, ge=0, description="features")
     scales: float = Field(0.3, ge=0, description="log-scales")
@@ -62,12 +63,12 @@ class GaussianTrainerConfig(TrainerConfig):
 class GaussianHeadTrainConfig(AvatarConfig):
     """The YAML file of train_gaussianhead.py."""
 
-    lr_net: float = Field(1e-4, gt=0, description="Adam learning rate of the networks; section rates has the others")
+    lr_net: float = Field(1e-4, gt=0, description="Adam learning rate of the networks; section optimizer has the others")
     meshheadmodule: MeshHeadConfig | None = Field(None, description="optional: must equal the stage-1 configuration, which the checkpoint holds")
     gaussianheadmodule: GaussianHeadConfig = GaussianHeadConfig()
     supresmodule: UpsamplerConfig = UpsamplerConfig()
     loss: GaussianLossConfig = GaussianLossConfig()
-    rates: GaussianRates = GaussianRates()
+    optimizer: GaussianOptimizerConfig = GaussianOptimizerConfig()
     trainer: GaussianTrainerConfig = GaussianTrainerConfig()
 
 
@@ -106,19 +107,28 @@ class GaussianHeadStage(AbstractStage):
         self.pose_offsets = PoseOffsets(len(capture.frames)).to(device)
         self.modules = nn.ModuleDict({"gaussianhead": self.avatar.head, "supres": self.avatar.upsampler, "delta_poses": self.pose_offsets})
         head = self.avatar.head
-        rates = dict(config.rates)
+        rates = dict(config.optimizer)
+        betas = rates.pop("betas")
         groups = [{"params": list(self.avatar.upsampler.parameters()), "lr": config.lr_net * rates.pop("supres")}]
         groups += [{"params": [getattr(head, name)], "lr": config.lr_net * rate} for name, rate in rates.items()]
         groups.append({"params": [parameter for name, parameter in head.named_parameters() if name not in rates], "lr": config.lr_net})
-        self.optimizers = {"adam": torch.optim.Adam(groups)}
+        self.optimizers = {"adam": torch.optim.Adam(groups, betas=betas)}
         if config.optimize_pose:
             self.optimizers["pose"] = torch.optim.Adam(self.pose_offsets.parameters(), lr=config.lr_pose)
 
     @staticmethod
     def _start(config: GaussianHeadTrainConfig, capture: HeadCapture) -> GaussianAvatar:
         own = config.recorder.run_folder / "gaussianhead_latest"
-        if own.exists():
-            return avatar_from(read_checkpoint(own, "gaussianhead", "resume"))
+        given = config.start_from("load_gaussianhead_checkpoint")
+        for key in ("load_supres_checkpoint", "load_delta_poses_checkpoint"):
+            if config.start_from(key) is not None:
+                raise InputError(f"{key}: files of their own cannot be read yet; a gaussianhead checkpoint of ours contains them: leave this key out")
+        if own.exists() or given is not None:
+            path, key = (own, "resume") if own.exists() or given is None else (given, "load_gaussianhead_checkpoint")
+            checkpoint = read_checkpoint(path, "gaussianhead", key)
+            check_same(config.gaussianheadmodule, checkpoint.config["gaussianheadmodule"], "gaussianheadmodule", path)
+            check_same(config.supresmodule, checkpoint.config["supresmodule"], "supresmodule", path)
+            return avatar_from(checkpoint)
         if config.load_meshhead_checkpoint is None:
             raise InputError("load_meshhead_checkpoint: stage 2 starts from a stage-1 checkpoint; name it, e.g. checkpoints/<name>/meshhead_latest")
         checkpoint = read_checkpoint(config.load_meshhead_checkpoint, "meshhead", "load_meshhead_checkpoint")

@@ -18,6 +18,7 @@ from lib.losses.silhouette import one_minus_iou
 from lib.render.mesh.interface import MeshImage
 from lib.render.mesh.reference import render_mesh
 from lib.tensors import TensorBundle
+from lib.training.checkpoint import load_module, read_checkpoint
 from lib.training.stage import AbstractStage, Comparison, StepReport
 from lib.training.trainer import TrainerConfig
 
@@ -71,9 +72,14 @@ class MeshHeadStage(AbstractStage):
         self.config = config.model_copy(update={"meshheadmodule": config.meshheadmodule.resolved(capture.expression_count)})
         self.weights = config.loss
         self.head = MeshHead(self.config.meshheadmodule, capture.control_count).to(device)
-        first = capture.item(capture.frames[0], capture.train_cameras[:1]).to(device)
-        self.head.start_landmarks_at(first.control_points, first.head)
-        self.head.start_as_sphere(config.trainer.seed)
+        start = config.start_from("load_meshhead_checkpoint")
+        if start is not None:
+            checkpoint = read_checkpoint(start, self.name, "load_meshhead_checkpoint")
+            load_module(self.head, checkpoint.modules["meshhead"], f"load_meshhead_checkpoint: {start}")
+        elif not (config.recorder.run_folder / "meshhead_latest").exists():  # else the trainer resumes from that
+            first = capture.item(capture.frames[0], capture.train_cameras[:1]).to(device)
+            self.head.start_landmarks_at(first.control_points, first.head)
+            self.head.start_as_sphere(config.trainer.seed)
         self.modules = nn.ModuleDict({"meshhead": self.head})
         networks = [parameter for name, parameter in self.head.named_parameters() if name != "landmarks_3d_neutral"]
         self.optimizers = {"adam": torch.optim.Adam([

@@ -44,7 +44,7 @@ class ReenactmentConfig(AvatarConfig):
 
 
 def reenact(config: ReenactmentConfig) -> Path:
-    """Writes <result_path>/<name>/{frames/<frame>.png, reenactment.mp4, contact_sheet.png}; returns that folder.
+    """Writes <result_path>/<name>/{frames/<number>.png, reenactment.mp4, contact_sheet.png}; returns that folder.
 
     Raises InputError when the driver's expression width is not the avatar's, or anything it needs is missing.
     """
@@ -72,7 +72,7 @@ def reenact(config: ReenactmentConfig) -> Path:
             picture = avatar(frame.expression, frame.pose_code, frame.head, frame.camera).image[0].cpu()
             if not torch.isfinite(picture).all():
                 raise InputError(f"{driver.files[index]}: the avatar renders NaN for this frame; is the checkpoint damaged?")
-            write_image(folder / "frames" / f"{frame.name}.png", picture)
+            write_image(folder / "frames" / f"{index:05d}.png", picture)
             if driver.images:
                 beside = resize(read_image(driver.images[index]), config.dataset.resolution).float() / 255.0
                 picture = torch.cat([beside, picture], dim=-1)
