@@ -17,11 +17,11 @@ READY := .setup/ready
 
 ifeq ($(DEVICE),cuda)
 SUBJECT := demo_dataset/demo512
-SUBJECT_OPTIONS := --resolution 512 --frames 60
+SUBJECT_OPTIONS := --resolution 512
 RUN := recorder.name=demo_cuda recorder.logdir=log/demo_cuda
 DATA := dataset.dataroot=$(SUBJECT) dataset.original_resolution=512
-MESH_OPTIONS := $(RUN) $(DATA) dataset.resolution=256 trainer.steps=2000
-HEAD_OPTIONS := $(RUN) $(DATA) dataset.resolution=512 trainer.steps=8000 batch_size=2 supresmodule.network_capacity=32 \
+MESH_OPTIONS := $(RUN) $(DATA) dataset.resolution=256 trainer.steps=1000
+HEAD_OPTIONS := $(RUN) $(DATA) dataset.resolution=512 trainer.steps=3000 supresmodule.network_capacity=32 \
 	load_meshhead_checkpoint=checkpoints/demo_cuda/meshhead_latest
 DRIVE_OPTIONS := recorder.name=demo_cuda dataset.dataroot=$(SUBJECT)/driver dataset.original_resolution=512 dataset.resolution=512 \
 	dataset.camera_path=$(SUBJECT)/cameras/0000/camera_222200042.npz load_gaussianhead_checkpoint=checkpoints/demo_cuda/gaussianhead_latest

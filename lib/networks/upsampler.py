@@ -1,5 +1,6 @@
 """The x4 super-resolution network of Gaussian Head Avatar (published name: Upsampler)."""
 
+import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
@@ -7,6 +8,9 @@ from torch import Tensor, nn
 from lib.config import Config
 
 SCALE = 4
+# First logits of a pass-through network, per standard deviation above and below the mean colour, and at the mean: fitted
+# to one head that fills half of a white picture.
+PASS_ABOVE, PASS_BELOW, PASS_MEAN = 6.3, 1.1, 1.1
 
 
 class UpsamplerConfig(Config):
@@ -15,6 +19,7 @@ class UpsamplerConfig(Config):
     input_dim: int = Field(32, gt=0, description="feature channels in")
     output_dim: int = Field(3, gt=0, description="image channels out")
     network_capacity: int = Field(64, gt=0, description="width c of the last level; the first has 4c")
+    pass_through: bool = Field(False, description="start as bilinear upsampling of the first channels (published: random); for short trainings")
 
 
 class Upsampler(nn.Module):
@@ -32,6 +37,8 @@ class Upsampler(nn.Module):
         self.up2 = _double_convolution(2 * c, c, c)
         self.exit = nn.Conv2d(c, config.output_dim, kernel_size=1)
         self.grow = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        if config.pass_through:
+            self._start_as_upsampling(config)
 
     def forward(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B O H W"]:
         """`O` channels in [0,1], four times larger."""
@@ -39,6 +46,24 @@ class Upsampler(nn.Module):
         hidden = self.up1(self.grow(hidden))
         hidden = self.up2(self.grow(hidden))
         return self.exit(hidden).sigmoid()
+
+    @torch.no_grad()
+    def _start_as_upsampling(self, config: UpsamplerConfig) -> None:
+        """Two channels carry each colour: the ReLU of its standardised value and of the negative; all others stay random."""
+        colors = config.output_dim
+        convolutions = [layer for level in (self.entry, self.up1, self.up2) for layer in level if isinstance(layer, nn.Conv2d)]
+        for number, convolution in enumerate(convolutions):
+            weight = convolution.weight
+            weight[:2 * colors] = 0.0
+            for color in range(colors):
+                for output, sign in ((color, 1.0), (colors + color, -1.0)):
+                    weight[output, color, 1, 1] = sign
+                    if number:
+                        weight[output, colors + color, 1, 1] = -sign
+        self.exit.weight.zero_()
+        for color in range(colors):
+            self.exit.weight[color, color], self.exit.weight[color, colors + color] = PASS_ABOVE, -PASS_BELOW
+        self.exit.bias.copy_(torch.full((colors,), PASS_MEAN))
 
 
 def _double_convolution(width: int, middle: int, out: int) -> nn.Sequential:

@@ -194,3 +194,18 @@ def test_upsampler_layers():
 def test_upsampler_default_capacity_is_published():
     assert UpsamplerConfig().network_capacity == 64
     assert (UpsamplerConfig().input_dim, UpsamplerConfig().output_dim) == (32, 3)
+
+
+def test_pass_through_starts_as_upsampling_of_the_first_channels():
+    """A dark blurred square on white: at the first step the output follows bilinear upsampling; a random network does not."""
+    torch.manual_seed(0)
+    picture = torch.ones(1, 3, 64, 64)
+    picture[:, :, 16:48, 16:48] = torch.tensor([0.6, 0.45, 0.4])[None, :, None, None]
+    coarse = torch.nn.functional.avg_pool2d(torch.nn.functional.avg_pool2d(picture, 9, 1, 4), 4)
+    features = torch.cat([coarse, torch.rand(1, 29, 16, 16)], dim=1)
+    wanted = torch.nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear", align_corners=True)
+    errors = {}
+    for pass_through in (True, False):
+        network = Upsampler(UpsamplerConfig(network_capacity=8, pass_through=pass_through))
+        errors[pass_through] = float((network(features) - wanted).abs().mean())
+    assert errors[True] < 0.08 < 0.2 < errors[False]
