@@ -373,6 +373,23 @@ def test_a_loss_that_is_not_finite_stops_with_a_numerical_error(made, runs, monk
     assert {name for name in before if after[name] != before[name]} <= {"tiny/gaussianhead.log"}
 
 
+def test_broken_weights_are_not_saved_over_good_ones(made, runs, monkeypatch):
+    step = GaussianHeadStage.step
+
+    def broken(self, batch, number):
+        report = step(self, batch, number)  # the loss is still finite
+        with torch.no_grad():
+            self.avatar.head.xyz[0, 0] = float("nan")
+        return report
+
+    monkeypatch.setattr(GaussianHeadStage, "step", broken)
+    before = snapshot(runs / "checkpoints")
+    with pytest.raises(NumericalError, match=r"gaussianhead\.xyz"):
+        run_script("train_gaussianhead", gaussian_dict(made.subject, runs, steps=3), runs)
+    after = snapshot(runs / "checkpoints")
+    assert {name for name in before if after[name] != before[name]} <= {"tiny/gaussianhead.log"}
+
+
 @pytest.mark.parametrize("script", ["train_meshhead", "train_gaussianhead", "reenactment", "evaluate"])
 def test_scripts_end_with_one_line_and_code_2(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{script}.py", "--config", str(tmp_path / "nowhere.yaml")])

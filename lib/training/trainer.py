@@ -71,6 +71,7 @@ def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig,
     }
 
     def save(step: int, is_best: bool) -> None:
+        _check_finite(stage, step, folder)
         numbered = [folder / f"{name}_step_{step:07d}"] if frequency.keep_last else []
         save_checkpoint(latest, stage, step, best_psnr, before + time.perf_counter() - began, batches.frames, numbered + ([best] if is_best else []))
         for old in sorted(folder.glob(f"{name}_step_*[0-9]"))[:-frequency.keep_last or None]:
@@ -124,6 +125,14 @@ def _check_unchanged(old: dict[str, Any], new: dict[str, Any], latest: Path, pre
         elif before != now and not name.startswith(FREE_KEYS):
             raise InputError(f"{name} is {now}, but {latest} was trained with {before}. Restore the value to go on, "
                              "or choose another recorder.name for a new run")
+
+
+def _check_finite(stage: AbstractStage, step: int, folder: Path) -> None:
+    """A step with a finite loss can still break a weight: such a state is never saved over a good one."""
+    for name, tensor in stage.modules.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise NumericalError(f"{stage.name}: after step {step} the weights {name} are not finite; the last good checkpoint is kept in "
+                                 f"{folder}. Lower the learning rates and run the same command again")
 
 
 def _validate(stage: AbstractStage, batches: TrainingBatches, pictures: list[Picture], recorder: Recorder, step: int, device: torch.device) -> float:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lib.avatars.gaussian_head_avatar.control import control
 from lib.config import Config
@@ -18,6 +19,7 @@ from lib.geometry.tetmesh import IsoSurface, TetGrid, body_centred_grid, marchin
 from lib.networks.mlp import MLP, mean_squared_norm, resolve_widths
 from lib.networks.positional_encoding import encoded_width, positional_encoding
 from lib.tensors import TensorBundle, keyed_generator
+from lib.training.runtime import is_terminal
 
 # A vertex moves by at most tanh(1)/128 canonical units from its grid position; halved by each subdivision.
 OFFSET_DIVISOR = 128.0
@@ -174,7 +176,7 @@ class MeshHead(nn.Module):
     def start_as_sphere(self, seed: int) -> None:
         """Fits the sdf to a unit sphere, so that marching tetrahedra finds a surface from the first step."""
         optimizer = torch.optim.Adam(self.geometry.parameters(), lr=SPHERE_LEARNING_RATE)
-        for step in range(SPHERE_STEPS):
+        for step in tqdm(range(SPHERE_STEPS), desc="sphere start", unit="step", mininterval=0.5 if is_terminal() else 15.0):
             points = (torch.rand(SPHERE_POINTS, 3, generator=keyed_generator(seed, step)) * 2.0 - 1.0) * SPHERE_EXTENT
             points = points.to(self.tet_verts.device)
             loss = (self._fields(points)[0] - (points.norm(dim=1) - SPHERE_RADIUS)).square().mean()
