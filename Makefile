@@ -13,17 +13,18 @@ PYTHON := python3
 else
 PYTHON := .venv/bin/python
 endif
-READY := .setup/ready
+# One mark per interpreter: setting up one says nothing about another.
+READY := $(if $(filter python3,$(PYTHON)),.setup/ready-$(shell python3 -c "import sys, zlib; print(zlib.crc32(sys.prefix.encode()))"),.venv/ready)
 
 ifeq ($(DEVICE),cuda)
 SUBJECT := demo_dataset/demo512
 SUBJECT_OPTIONS := --resolution 512
-RUN := recorder.name=demo_cuda recorder.logdir=log/demo_cuda
+RUN := trainer.device=cuda recorder.name=demo_cuda recorder.logdir=log/demo_cuda
 DATA := dataset.dataroot=$(SUBJECT) dataset.original_resolution=512
 MESH_OPTIONS := $(RUN) $(DATA) dataset.resolution=256 trainer.steps=1000
 HEAD_OPTIONS := $(RUN) $(DATA) dataset.resolution=512 trainer.steps=3000 supresmodule.network_capacity=32 \
 	load_meshhead_checkpoint=checkpoints/demo_cuda/meshhead_latest
-DRIVE_OPTIONS := recorder.name=demo_cuda dataset.dataroot=$(SUBJECT)/driver dataset.original_resolution=512 dataset.resolution=512 \
+DRIVE_OPTIONS := device=cuda recorder.name=demo_cuda dataset.dataroot=$(SUBJECT)/driver dataset.original_resolution=512 dataset.resolution=512 \
 	dataset.camera_path=$(SUBJECT)/cameras/0000/camera_222200042.npz load_gaussianhead_checkpoint=checkpoints/demo_cuda/gaussianhead_latest
 RESULT := results/demo_cuda
 else

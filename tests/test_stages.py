@@ -268,6 +268,18 @@ def test_stage_2_needs_a_mesh_head(made, trained, tmp_path):
     assert said.startswith("load_meshhead_checkpoint: ")
 
 
+def test_stage_2_refuses_to_hold_out_what_stage_1_was_trained_on(made, trained, tmp_path):
+    values = gaussian_dict(made.subject, trained, name="leak")
+    cameras = ", ".join(f"'{camera}'" for camera in values["dataset"]["camera_ids"][:2])
+    said = refusal("train_gaussianhead", values, tmp_path, f"dataset.held_out_cameras=[{cameras}]")
+    assert "dataset.held_out_cameras" in said and "meshhead_latest" in said
+
+
+@pytest.mark.parametrize("key", ["lr_net", "lr_lmk", "lr_pose"])
+def test_a_learning_rate_of_zero_is_refused(made, trained, tmp_path, key):
+    assert key in refusal("train_gaussianhead", gaussian_dict(made.subject, trained, name="zero"), tmp_path, f"{key}=0")
+
+
 def test_stage_2_refuses_a_missing_mesh_head(made, trained, tmp_path):
     missing = trained / "checkpoints" / "tiny" / "meshead_latest"
     said = refusal("train_gaussianhead", gaussian_dict(made.subject, trained, name="refused"), tmp_path, f"load_meshhead_checkpoint={missing}")

@@ -66,10 +66,12 @@ class DrivingSequence:
         if config.pose_code_path is not None:
             self.pose_codes = read_params_file(config.pose_code_path).pose.expand_as(poses)
         self._given = None if config.freeview or config.camera_path is None else read_camera_file(config.camera_path)
-        self.images = _matches(config.dataroot, config.image_files, "dataset.image_files") if config.image_files else []
-        if self.images and len(self.images) != len(self.files):
-            raise InputError(f"dataset.image_files: '{config.image_files}' matches {len(self.images)} pictures, dataset.param_files "
-                             f"{len(self.files)} frames; they are shown side by side, so give one per frame, or none")
+        # Pictures of the driver are only shown beside the result: never required.
+        self.images = _glob(config.dataroot, config.image_files, "dataset.image_files") if config.image_files else []
+        if config.image_files and len(self.images) != len(self.files):
+            print(f"dataset.image_files: '{config.image_files}' matches {len(self.images)} pictures for {len(self.files)} frames; "
+                  "the driver is not shown beside the result")
+            self.images = []
 
     def __len__(self) -> int:
         return len(self.files)
@@ -117,12 +119,16 @@ def _smooth(values: Float[Tensor, "T D"], previous: float) -> Float[Tensor, "T D
 
 
 def _matches(root: Path, pattern: str, key: str) -> list[Path]:
-    if not root.is_dir():
-        raise InputError(f"dataset.dataroot: '{root}' is not a folder")
-    try:
-        files = sorted(root.glob(pattern))
-    except (ValueError, NotImplementedError) as error:
-        raise InputError(f"{key}: '{pattern}' is not a pattern relative to dataset.dataroot ({error}); e.g. 'params/*/params.npz'") from error
+    files = _glob(root, pattern, key)
     if not files:
         raise InputError(f"{key}: nothing under '{root}' matches '{pattern}'")
     return files
+
+
+def _glob(root: Path, pattern: str, key: str) -> list[Path]:
+    if not root.is_dir():
+        raise InputError(f"dataset.dataroot: '{root}' is not a folder")
+    try:
+        return sorted(root.glob(pattern))
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"{key}: '{pattern}' is not a pattern relative to dataset.dataroot ({error}); e.g. 'params/*/params.npz'") from error

@@ -126,8 +126,7 @@ class HeadCapture:
             return cached
         image = self._decode(picture, "image")
         mask = self._decode(picture, "mask")[:1]
-        exists = any(self.folder.image_path(picture.frame, picture.camera, "visible", low).exists() for low in (True, False))
-        visible = self._decode(picture, "visible")[:1] if exists else torch.full_like(mask, 255)
+        visible = self._decode(picture, "visible")[:1] if self._source(picture, "visible").exists() else torch.full_like(mask, 255)
         pixels = torch.cat([image, mask, visible])
         if self._cache_bytes + pixels.nbytes <= self.config.cache_gb * 1e9:
             self._cache[picture] = pixels

@@ -93,7 +93,8 @@ def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig,
             bad = [key for key, value in values.items() if value != value or value in (float("inf"), float("-inf"))]
             if bad:
                 raise NumericalError(f"{name}: step {done}, frames {batch.frame}, cameras {batch.view}: {', '.join(bad)} is not finite; "
-                                     f"the last good checkpoint is kept in {folder}. Lower the learning rates or inspect these frames")
+                                     f"the last good checkpoint is kept in {folder}. Inspect these frames, "
+                                     "or start again with lower learning rates under another recorder.name")
             recorder.scalars(values | {"lr_factor": factor}, done)
             progress.set_postfix({key: f"{value:.4f}" for key, value in values.items() if key == "total"}, refresh=False)
         is_best = False
@@ -132,7 +133,7 @@ def _check_finite(stage: AbstractStage, step: int, folder: Path) -> None:
     for name, tensor in stage.modules.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
             raise NumericalError(f"{stage.name}: after step {step} the weights {name} are not finite; the last good checkpoint is kept in "
-                                 f"{folder}. Lower the learning rates and run the same command again")
+                                 f"{folder}. Start again with lower learning rates under another recorder.name")
 
 
 def _validate(stage: AbstractStage, batches: TrainingBatches, pictures: list[Picture], recorder: Recorder, step: int, device: torch.device) -> float:

@@ -8,6 +8,7 @@ from lib.config import Config
 from lib.datasets.driving import DrivingConfig
 from lib.datasets.head_capture import HeadCaptureConfig
 from lib.errors import InputError
+from lib.training.checkpoint import Checkpoint
 from lib.training.recorder import RecorderConfig
 
 
@@ -24,8 +25,8 @@ class AvatarConfig(Config):
     load_supres_checkpoint: Path | None = Field(None, description="published file of its own; our gaussianhead checkpoint contains it")
     load_delta_poses_checkpoint: Path | None = Field(None, description="published file of its own; our gaussianhead checkpoint contains it")
     lr_net: float | None = Field(None, gt=0, description="Adam learning rate of networks (stage 2: also of opacity)")
-    lr_lmk: float = Field(1e-4, ge=0, description="stage 1: learning rate of the neutral landmarks")
-    lr_pose: float = Field(1e-5, ge=0, description="stage 2: learning rate of the per-frame pose offsets")
+    lr_lmk: float = Field(1e-4, gt=0, description="stage 1: learning rate of the neutral landmarks")
+    lr_pose: float = Field(1e-5, gt=0, description="stage 2: learning rate of the per-frame pose offsets")
     batch_size: int = Field(1, gt=0, description="frames per step")
     optimize_pose: bool = Field(False, description="stage 2: learn a pose offset per frame")
     dataset: DatasetConfig
@@ -44,3 +45,12 @@ class AvatarConfig(Config):
             raise InputError(f"{key}: {path}: no such checkpoint. Inside {own} it would be this run's own, made by training; "
                              "anywhere else it is an input and must exist")
         return path
+
+
+def check_held_out(config: AvatarConfig, checkpoint: Checkpoint) -> None:
+    """Raises InputError when something is held out here on which the checkpoint was trained."""
+    for key in ("held_out_cameras", "held_out_sequences"):
+        here, there = getattr(config.dataset, key), checkpoint.config["dataset"][key]
+        if not set(here) <= set(there):
+            raise InputError(f"dataset.{key} is {list(here)}, but {checkpoint.path} held out {sorted(there)}: it was trained on the rest, "
+                             "which would make every measure on it worthless")

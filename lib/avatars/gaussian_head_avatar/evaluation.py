@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib.avatars.gaussian_head_avatar.avatar import GaussianAvatar, avatar_from
+from lib.avatars.gaussian_head_avatar.config import check_held_out
 from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadTrainConfig
 from lib.datasets.batches import HeadBatch
 from lib.datasets.head_capture import HeadCapture, Picture
@@ -36,7 +37,7 @@ class PictureScore:
     frame: str
     camera: str
     psnr: float
-    mask_psnr: float
+    mask_psnr: float | None
     ssim: float
     mouth_psnr: float | None
     neutral_mouth_psnr: float | None
@@ -53,11 +54,7 @@ def evaluate(config: GaussianHeadTrainConfig) -> Path:
     path = config.load_gaussianhead_checkpoint or config.recorder.run_folder / "gaussianhead_latest"
     checkpoint = read_checkpoint(path, "gaussianhead", "load_gaussianhead_checkpoint")
     capture = HeadCapture(config.dataset)
-    for key in ("held_out_cameras", "held_out_sequences"):
-        trained = set(checkpoint.config["dataset"][key])
-        if not set(getattr(config.dataset, key)) <= trained:
-            raise InputError(f"dataset.{key} is {list(getattr(config.dataset, key))}, but {path} held out {sorted(trained)}: "
-                             "it was trained on the rest, which would make the measure worthless")
+    check_held_out(config, checkpoint)
     trained_width = checkpoint.config["gaussianheadmodule"]["exp_coeffs_dim"]
     if capture.expression_count != trained_width:
         raise InputError(f"dataset.dataroot: {config.dataset.dataroot} has {capture.expression_count} expression coefficients, "
@@ -118,7 +115,9 @@ def _score_split(
         box = mouth_box(batch) if mouth_is_open(batch.control_points[0]) else None
         rows.append(PictureScore(
             frame=picture.frame, camera=picture.camera,
-            psnr=float(psnr(image, target)), mask_psnr=float(psnr(image, target, mask)), ssim=float(ssim(image, target)),
+            psnr=float(psnr(image, target)),
+            mask_psnr=float(psnr(image, target, mask)) if bool(mask.any()) else None,
+            ssim=float(ssim(image, target)),
             mouth_psnr=None if box is None else float(psnr(image[:, :, *box], target[:, :, *box])),
             neutral_mouth_psnr=None if box is None else float(psnr(neutral[:, :, *box], target[:, :, *box])),
             expressionless_psnr=None if truth is None else float(psnr(truth.to(device)[None], target)),

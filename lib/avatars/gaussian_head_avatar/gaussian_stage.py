@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lib.avatars.gaussian_head_avatar.augmentation import random_zoom
 from lib.avatars.gaussian_head_avatar.avatar import RGB, GaussianAvatar, avatar_from, check_resolution, check_same
-from lib.avatars.gaussian_head_avatar.config import AvatarConfig
+from lib.avatars.gaussian_head_avatar.config import AvatarConfig, check_held_out
 from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHeadConfig
 from lib.avatars.gaussian_head_avatar.handover import hand_over, mesh_head_from
 from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
@@ -25,7 +25,7 @@ from lib.losses.perceptual import load_lpips
 from lib.losses.photometric import visible_l1
 from lib.networks.upsampler import SCALE, Upsampler, UpsamplerConfig
 from lib.tensors import TensorBundle, keyed_generator
-from lib.training.checkpoint import read_checkpoint
+from lib.training.checkpoint import Checkpoint, read_checkpoint
 from lib.training.stage import AbstractStage, Comparison, StepReport
 from lib.training.trainer import TrainerConfig
 
@@ -128,15 +128,17 @@ class GaussianHeadStage(AbstractStage):
             checkpoint = read_checkpoint(path, "gaussianhead", key)
             check_same(config.gaussianheadmodule, checkpoint.config["gaussianheadmodule"], "gaussianheadmodule", path)
             check_same(config.supresmodule, checkpoint.config["supresmodule"], "supresmodule", path)
+            _check_subject(checkpoint, "gaussianhead", capture)
+            check_held_out(config, checkpoint)
+            print(f"gaussianhead: starting from the weights of {path}")
             return avatar_from(checkpoint)
         if config.load_meshhead_checkpoint is None:
             raise InputError("load_meshhead_checkpoint: stage 2 starts from a stage-1 checkpoint; name it, e.g. checkpoints/<name>/meshhead_latest")
         checkpoint = read_checkpoint(config.load_meshhead_checkpoint, "meshhead", "load_meshhead_checkpoint")
         check_same(config.meshheadmodule, checkpoint.config["meshheadmodule"], "meshheadmodule", checkpoint.path)
+        _check_subject(checkpoint, "meshhead", capture)
+        check_held_out(config, checkpoint)
         mesh_head = mesh_head_from(checkpoint)
-        if len(mesh_head.landmarks_3d_neutral) != capture.control_count:
-            raise InputError(f"load_meshhead_checkpoint: {checkpoint.path} was trained with {len(mesh_head.landmarks_3d_neutral)} control landmarks, "
-                             f"the data has {capture.control_count}: it belongs to a subject fitted with another 3DMM")
         resolved = config.gaussianheadmodule.resolved(mesh_head.config, capture.expression_count)
         if config.supresmodule.input_dim != resolved.color_channels:
             raise InputError(f"supresmodule.input_dim is {config.supresmodule.input_dim}, but the head renders {resolved.color_channels} channels "
@@ -183,6 +185,17 @@ class GaussianHeadStage(AbstractStage):
         top, left = torch.randint(image.shape[-1] - crop + 1, (2,), generator=random).tolist()
         window = (..., slice(top, top + crop), slice(left, left + crop))
         return self.lpips(image[window], target[window]).mean()
+
+
+def _check_subject(checkpoint: Checkpoint, module: str, capture: HeadCapture) -> None:
+    """Raises InputError when a checkpoint belongs to a subject fitted with another 3DMM."""
+    trained = len(checkpoint.modules[module]["landmarks_3d_neutral"])
+    if trained != capture.control_count:
+        raise InputError(f"{checkpoint.path}: was trained with {trained} control landmarks, the data has {capture.control_count}: "
+                         "it belongs to a subject fitted with another 3DMM")
+    width = checkpoint.config.get("gaussianheadmodule", {}).get("exp_coeffs_dim", capture.expression_count)
+    if width != capture.expression_count:
+        raise InputError(f"{checkpoint.path}: was trained with {width} expression coefficients, the data has {capture.expression_count}")
 
 
 def _every_fourth(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:

@@ -1,5 +1,7 @@
 """Stage 1: a neutral surface on a tetrahedral grid with expression- and pose-conditioned colour and motion."""
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -204,7 +206,7 @@ def tetrahedral_grid(config: MeshHeadConfig) -> TetGrid:
     try:
         with np.load(path, allow_pickle=False) as data:
             vertices, tets = torch.from_numpy(data["tet_verts"]).float(), torch.from_numpy(data["tets"].astype(np.int64))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"meshheadmodule.grid_file: {path}: expected an npz with tet_verts (N,3) and tets (T,4) ({error}); "
                          "leave the key out to have a grid generated") from error
     fits = vertices.ndim == 2 and vertices.shape[1] == 3 and tets.ndim == 2 and tets.shape[1] == 4 and len(tets) > 0

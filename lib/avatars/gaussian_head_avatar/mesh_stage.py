@@ -7,7 +7,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from lib.avatars.gaussian_head_avatar.config import AvatarConfig
+from lib.avatars.gaussian_head_avatar.config import AvatarConfig, check_held_out
 from lib.avatars.gaussian_head_avatar.mesh_head import DeformedHead, MeshHead, MeshHeadConfig
 from lib.config import Config
 from lib.datasets.batches import HeadBatch
@@ -74,10 +74,12 @@ class MeshHeadStage(AbstractStage):
         self.head = MeshHead(self.config.meshheadmodule, capture.control_count).to(device)
         start = config.start_from("load_meshhead_checkpoint")
         if start is not None:
+            print(f"meshhead: starting from the weights of {start}")
             checkpoint = read_checkpoint(start, self.name, "load_meshhead_checkpoint")
+            check_held_out(config, checkpoint)
             load_module(self.head, checkpoint.modules["meshhead"], f"load_meshhead_checkpoint: {start}")
         elif not (config.recorder.run_folder / "meshhead_latest").exists():  # else the trainer resumes from that
-            first = capture.item(capture.frames[0], capture.train_cameras[:1]).to(device)
+            first = capture.item(capture.train_frames[0], capture.train_cameras[:1]).to(device)
             self.head.start_landmarks_at(first.control_points, first.head)
             self.head.start_as_sphere(config.trainer.seed)
         self.modules = nn.ModuleDict({"meshhead": self.head})

@@ -64,6 +64,8 @@ def reenact(config: ReenactmentConfig) -> Path:
     folder = config.recorder.result_folder
     print(f"reenactment: {len(driver)} frames of {config.dataset.resolution}x{config.dataset.resolution}, smoothing {config.dataset.smoothing}, "
           f"{'free view' if config.dataset.freeview else 'given camera'}, on {device}")
+    for old in (folder / "frames").glob("[0-9]*.png"):  # of an earlier, perhaps longer driver
+        old.unlink()
     shown = _spread_rows(len(driver), config.video.sheet_columns * config.video.sheet_rows)
     sheet: list[Float[Tensor, "3 H W"]] = []
     with torch.no_grad(), VideoWriter(folder / "reenactment.mp4", config.video.frames_per_second, config.video.crf) as video:
