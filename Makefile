@@ -59,7 +59,7 @@ lint: $(READY)
 	$(PYTHON) -m ruff check .
 
 bench: $(READY)
-	$(PYTHON) benchmarks/rasterizer.py
+	$(PYTHON) -m benchmarks.rasterizer
 
 clean:
 	rm -rf checkpoints log results demo_dataset
