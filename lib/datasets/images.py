@@ -11,6 +11,7 @@ from torch import Tensor
 from lib.errors import InputError
 from lib.files import make_folder
 
+JPEG_QUALITY = 95
 # The last bytes of a complete file. OpenCV fills the missing part of a cut JPEG with grey and says nothing.
 _ENDINGS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
 
@@ -48,11 +49,11 @@ def to_uint8(image: Float[Tensor, "3 H W"]) -> UInt8[Tensor, "3 H W"]:
     return (image.detach().clamp(0.0, 1.0) * 255.0).round().byte().cpu()
 
 
-def write_image(path: Path, image: Float[Tensor, "3 H W"], jpeg_quality: int = 95) -> None:
+def write_image(path: Path, image: Float[Tensor, "3 H W"]) -> None:
     """Writes an RGB picture in [0,1]; the suffix chooses the format. Raises InputError when it cannot be written."""
     make_folder(path.parent)
     pixels = to_uint8(image).permute(1, 2, 0).numpy()[..., ::-1]
-    quality = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality] if path.suffix == ".jpg" else []
+    quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
     encoded, data = cv2.imencode(path.suffix, pixels, quality)
     if not encoded:
         raise InputError(f"{path}: cannot be encoded as {path.suffix}")

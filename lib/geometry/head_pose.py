@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import roma
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -34,8 +33,3 @@ class HeadPose(TensorBundle):
         head_xyzw = roma.rotvec_to_unitquat(self.pose[..., :3])[..., None, :]
         turned = roma.quat_product(head_xyzw.expand(*quats_wxyz.shape), roma.quat_wxyz_to_xyzw(quats_wxyz))
         return roma.quat_xyzw_to_wxyz(turned)
-
-
-def identity_like(pose: HeadPose) -> HeadPose:
-    """No rotation, no translation, the same scale."""
-    return HeadPose(torch.zeros_like(pose.pose), pose.scale)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from lib.geometry.head_pose import HeadPose, identity_like
+from lib.geometry.head_pose import HeadPose
 
 
 def rodrigues(vector):
@@ -72,7 +72,7 @@ def test_one_pose_without_batch():
 def test_identity_keeps_scale_only():
     pose = random_poses()
     points = torch.randn(6, 4, 3, dtype=torch.float64)
-    torch.testing.assert_close(identity_like(pose).to_world(points), points * pose.scale[:, None])
+    torch.testing.assert_close(HeadPose(torch.zeros_like(pose.pose), pose.scale).to_world(points), points * pose.scale[:, None])
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-9, 0.7])

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHead, GaussianHeadConfig
+from lib.config import Config
 from lib.errors import InputError
 from lib.geometry.camera import Camera
 from lib.geometry.head_pose import HeadPose
@@ -63,7 +64,7 @@ def check_resolution(resolution: int) -> None:
                          f"features are rasterized at 1/{SCALE} of it")
 
 
-def check_same(given: nn.Module | Any, trained: dict[str, Any], section: str, path: object) -> None:
+def check_same(given: Config | None, trained: dict[str, Any], section: str, path: object) -> None:
     """Raises InputError when a key written in `section` of a YAML differs from what the checkpoint was trained with."""
     if given is None:
         return

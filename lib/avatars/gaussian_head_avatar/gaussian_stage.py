@@ -123,14 +123,15 @@ class GaussianHeadStage(AbstractStage):
         for key in ("load_supres_checkpoint", "load_delta_poses_checkpoint"):
             if config.start_from(key) is not None:
                 raise InputError(f"{key}: files of their own cannot be read yet; a gaussianhead checkpoint of ours contains them: leave this key out")
-        if own.exists() or given is not None:
-            path, key = (own, "resume") if own.exists() or given is None else (given, "load_gaussianhead_checkpoint")
-            checkpoint = read_checkpoint(path, "gaussianhead", key)
+        path = own if own.exists() else given
+        if path is not None:
+            checkpoint = read_checkpoint(path, "gaussianhead", "resume" if path == own else "load_gaussianhead_checkpoint")
             check_same(config.gaussianheadmodule, checkpoint.config["gaussianheadmodule"], "gaussianheadmodule", path)
             check_same(config.supresmodule, checkpoint.config["supresmodule"], "supresmodule", path)
             _check_subject(checkpoint, "gaussianhead", capture)
             check_held_out(config, checkpoint)
-            print(f"gaussianhead: starting from the weights of {path}")
+            if path == given:  # the trainer says so when it resumes
+                print(f"gaussianhead: starting from the weights of {path}")
             return avatar_from(checkpoint)
         if config.load_meshhead_checkpoint is None:
             raise InputError("load_meshhead_checkpoint: stage 2 starts from a stage-1 checkpoint; name it, e.g. checkpoints/<name>/meshhead_latest")
