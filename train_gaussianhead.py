@@ -12,8 +12,9 @@ from lib.training.trainer import train
 def main() -> None:
     """Command line."""
     config = read_config(parse_arguments(__doc__), GaussianHeadTrainConfig)
-    seed_everything(config.trainer.seed)
-    capture, device = HeadCapture(config.dataset), choose_device(config.trainer.device, config.gpu_id)
+    device = choose_device(config.trainer.device, config.gpu_id)
+    seed_everything(config.trainer.seed, device)
+    capture = HeadCapture(config.dataset)
     batches = TrainingBatches(capture, config.batch_size, views=1, seed=config.trainer.seed)
     train(GaussianHeadStage(config, capture, device), batches, config.trainer, Recorder(config.recorder, "gaussianhead"), device)
 

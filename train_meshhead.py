@@ -12,8 +12,9 @@ from lib.training.trainer import train
 def main() -> None:
     """Command line."""
     config = read_config(parse_arguments(__doc__), MeshHeadTrainConfig)
-    seed_everything(config.trainer.seed)
-    capture, device = HeadCapture(config.dataset), choose_device(config.trainer.device, config.gpu_id)
+    device = choose_device(config.trainer.device, config.gpu_id)
+    seed_everything(config.trainer.seed, device)
+    capture = HeadCapture(config.dataset)
     batches = TrainingBatches(capture, config.batch_size, config.dataset.num_sample_view, config.trainer.seed)
     train(MeshHeadStage(config, capture, device), batches, config.trainer, Recorder(config.recorder, "meshhead"), device)
 

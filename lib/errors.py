@@ -1,4 +1,4 @@
-"""The two errors a user can meet. Scripts turn them into one line on stderr and an exit code (see training/runtime.py)."""
+"""How a script ends other than well. Scripts turn these into one line on stderr and an exit code (see training/runtime.py)."""
 
 
 class InputError(Exception):
@@ -11,3 +11,11 @@ class NumericalError(Exception):
     """A computation produced NaN or infinity from inputs that were finite."""
 
     exit_code = 3
+
+
+class Stopped(Exception):
+    """A signal asked the run to end, and it did so with everything saved."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number  # 143 for SIGTERM, 130 for SIGINT, as shells count

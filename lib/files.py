@@ -12,3 +12,18 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         raise InputError(f"{path}: this folder cannot be created ({error.strerror}); is a file in the way, or the disk read-only?") from error
     return path
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Replaces a file at once: who reads it, or is killed while writing it, finds the old content or the new one.
+
+    Raises InputError when it cannot be written; the old content is then still there.
+    """
+    make_folder(path.parent)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(data.encode() if isinstance(data, str) else data)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error.strerror}); free space or correct the permissions") from error

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from lib.config.schema import Config
 from lib.errors import InputError
+from lib.files import write_whole
 
 ConfigType = TypeVar("ConfigType", bound=Config)
 Key = tuple[str | int, ...]
@@ -94,7 +95,7 @@ def read_config(arguments: Arguments, schema: type[ConfigType]) -> ConfigType:
 
 def write_config(config: Config, path: Path) -> None:
     """Writes the resolved configuration as YAML that `read_config` reads back."""
-    path.write_text(yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False), encoding="utf-8")
+    write_whole(path, yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False))
 
 
 def _locate(node: yaml.Node, key: Key, path: str, places: dict[Key, str]) -> None:

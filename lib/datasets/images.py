@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lib.errors import InputError
-from lib.files import make_folder
+from lib.files import write_whole
 
 JPEG_QUALITY = 95
 # The last bytes of a complete file. OpenCV fills the missing part of a cut JPEG with grey and says nothing.
@@ -51,13 +51,9 @@ def to_uint8(image: Float[Tensor, "3 H W"]) -> UInt8[Tensor, "3 H W"]:
 
 def write_image(path: Path, image: Float[Tensor, "3 H W"]) -> None:
     """Writes an RGB picture in [0,1]; the suffix chooses the format. Raises InputError when it cannot be written."""
-    make_folder(path.parent)
     pixels = to_uint8(image).permute(1, 2, 0).numpy()[..., ::-1]
     quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
     encoded, data = cv2.imencode(path.suffix, pixels, quality)
     if not encoded:
         raise InputError(f"{path}: cannot be encoded as {path.suffix}")
-    try:
-        path.write_bytes(data.tobytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    write_whole(path, data.tobytes())

@@ -77,6 +77,12 @@ def save_checkpoint(
                          "Free space or fix permissions and run the same command again") from error
 
 
+def remove_leftovers(folder: Path, stage: str) -> None:
+    """Deletes what a killed process had begun to write."""
+    for leftover in folder.glob(f"{stage}_*.partial"):
+        leftover.unlink()
+
+
 def _link_or_copy(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     try:
@@ -99,6 +105,8 @@ def read_checkpoint(path: Path, stage: str, key: str) -> Checkpoint:
     except Exception as error:  # a damaged file can raise nearly anything in the unpickler
         raise InputError(f"{key}: {path}: not a readable checkpoint ({type(error).__name__}); it is damaged or another kind of file") from error
     fields = [field.name for field in dataclasses.fields(Checkpoint) if field.name != "path"]
+    if isinstance(state, dict) and isinstance(state.get("format"), int) and state["format"] > FORMAT:
+        raise InputError(f"{key}: {path}: is of format {state['format']}, made by newer code; this one reads up to {FORMAT}: update it")
     if not isinstance(state, dict) or state.get("format") != FORMAT or not set(fields) <= state.keys():
         found = f"format {state.get('format')} with keys {sorted(map(str, state))}" if isinstance(state, dict) else type(state).__name__
         raise InputError(f"{key}: {path}: expected a checkpoint of format {FORMAT}, found {found}")

@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lib.config import Config, write_config
 from lib.datasets.images import write_image
-from lib.files import make_folder
+from lib.files import make_folder, write_whole
 
 
 class RecorderConfig(Config):
@@ -89,9 +89,15 @@ def image_rows(rows: list[Float[Tensor, "B 3 H W"]]) -> Float[Tensor, "3 h w"]:
     return torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
 
 
+def shrink(images: Float[Tensor, "B 3 H W"], size: int) -> Float[Tensor, "B 3 h w"]:
+    """Area averaging to at most `size` pixels high."""
+    height, width = images.shape[-2:]
+    return images if height <= size else torch.nn.functional.interpolate(images, (size, round(size * width / height)), mode="area")
+
+
 def write_seconds(result_folder: Path, stage: str, seconds: float) -> None:
     """Notes how long a stage took in <result>/seconds.json."""
-    (make_folder(result_folder) / "seconds.json").write_text(json.dumps(read_seconds(result_folder) | {stage: round(seconds, 1)}, indent=1))
+    write_whole(result_folder / "seconds.json", json.dumps(read_seconds(result_folder) | {stage: round(seconds, 1)}, indent=1))
 
 
 def read_seconds(result_folder: Path) -> dict[str, float]:

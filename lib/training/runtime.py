@@ -1,22 +1,35 @@
-"""Where a run happens: device, seeds, and how a script ends."""
+"""Where a run happens: device, seeds, signals, one run per folder, and how a script ends."""
 
 import os
+import signal
+import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
 
 import numpy as np
 import torch
 
-from lib.errors import InputError, NumericalError
+from lib.errors import InputError, NumericalError, Stopped
+from lib.files import make_folder
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script; turns the errors meant for users into one message and an exit code (2 input, 3 numerical, 130 Ctrl-C)."""
+    """Runs a script; turns the errors meant for users into one message and an exit code (2 input, 3 numerical, 130/143 stopped)."""
     try:
         main()
     except (InputError, NumericalError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -41,10 +54,83 @@ def choose_device(name: str, gpu_id: int = 0) -> torch.device:
     return device
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds torch (all devices) and numpy; initial weights depend on this alone."""
+def seed_everything(seed: int, device: torch.device) -> None:
+    """Seeds torch (all devices) and numpy; initial weights depend on this alone. On the CPU, sums are taken in one order,
+    so that equal runs are equal to the bit with any fixed number of threads (it costs nothing there)."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+class StopSignals:
+    """Context in which SIGTERM and Ctrl-C are noted instead of ending the process; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        try:
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not the main thread: signals go to whoever is
+            self._before = {}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        print("\nstopping after this step; everything will be saved (again to stop at once)", file=sys.stderr)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """For loading processes: signals to a whole group are answered by the training process, which then ends them."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class RunLock:
+    """Context that lets one process at a time write a run. The lock ends with its process, however that ends.
+
+    Raises InputError naming the other process. Where a file system has no locks, it says so and goes on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> "RunLock":
+        make_folder(self.path.parent)
+        try:
+            self._file = self.path.open("a+")
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror}); correct the permissions or choose another "
+                             "recorder.checkpoint_path") from error
+        if fcntl is not None:
+            try:
+                # Of the process, not of the file: forked loading processes do not hold it on.
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                self._file.seek(0)
+                holder = self._file.read().strip() or "another process"
+                self._file.close()
+                raise InputError(f"{self.path.parent}: {holder} is writing this run ({self.path.name}); wait for it, stop it, "
+                                 "or choose another recorder.name") from error
+            except OSError as error:
+                print(f"{self.path}: no locks here ({error.strerror}); make sure that one process at a time writes this run")
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._file.flush()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
 
 
 def is_terminal() -> bool:

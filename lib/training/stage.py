@@ -1,4 +1,4 @@
-"""What the training loop asks of a stage. Stages call `backward` themselves; the loop knows no loss."""
+"""What the training loop asks of a stage. Stages call `backward` in `step`; the loop knows no loss."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lib.config import Config
 from lib.datasets.batches import HeadBatch
+from lib.errors import NumericalError
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,35 @@ class AbstractStage(ABC):
     def step(self, batch: HeadBatch, step: int) -> StepReport:
         """One optimization step on a batch that is on the device; randomness depends on `step` alone."""
 
+    def descend(self, terms: dict[str, Tensor], weights: dict[str, float]) -> StepReport:
+        """One step of every optimizer down the weighted sum of the terms.
+
+        Raises NumericalError naming the term or the gradient that is not finite, before any weight changes.
+        """
+        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        if not bool(torch.isfinite(total)):
+            values = ", ".join(f"{name} = {float(term.detach()):.4g}" for name, term in terms.items())
+            raise NumericalError(f"the loss is not finite ({values})")
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        gradients = {name: parameter.grad for name, parameter in self.modules.named_parameters() if parameter.grad is not None}
+        largest = torch.nn.utils.get_total_norm(list(gradients.values()), norm_type=torch.inf)
+        if not bool(torch.isfinite(largest)):
+            raise NumericalError(f"the gradient of {_not_finite(gradients)} is not finite")
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        return StepReport(total.detach(), {name: term.detach() for name, term in terms.items()})
+
+    def broken_weights(self) -> str:
+        """Names of the first weights that are not finite, or an empty string."""
+        return _not_finite(self.modules.state_dict())
+
     @abstractmethod
     def compare(self, batch: HeadBatch) -> Comparison:
         """Renders a batch of single views without gradient, for previews and held-out psnr."""
+
+
+def _not_finite(tensors: dict[str, Tensor]) -> str:
+    names = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,8 +1,10 @@
-"""The one training loop: data, device, cadence, held-out psnr, checkpoints, resume. It knows no loss."""
+"""The one training loop: data, device, cadence, held-out psnr, checkpoints, stopping. It knows no loss."""
 
+import contextlib
+import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -10,15 +12,19 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lib.config import Config
-from lib.datasets.batches import HeadBatch
 from lib.datasets.head_capture import Picture
 from lib.datasets.sampler import TrainingBatches
-from lib.errors import InputError, NumericalError
+from lib.errors import InputError, NumericalError, Stopped
 from lib.metrics.psnr import psnr
-from lib.training.checkpoint import read_checkpoint, save_checkpoint
-from lib.training.recorder import Recorder, image_rows, write_seconds
-from lib.training.runtime import is_terminal
+from lib.training.checkpoint import remove_leftovers, save_checkpoint
+from lib.training.recorder import Recorder, image_rows, shrink, write_seconds
+from lib.training.rehearsal import rehearse
+from lib.training.resume import Progress, resume
+from lib.training.runtime import RunLock, StopSignals, ignore_stop_signals, is_terminal
 from lib.training.stage import AbstractStage
+
+REHEARSE_STEPS = 20  # a shorter run is not worth an estimate
+PREVIEW_SIZE = 512  # pixels: larger pictures are shrunk in previews
 
 
 class TrainerConfig(Config):
@@ -37,109 +43,150 @@ class TrainerConfig(Config):
 def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig, recorder: Recorder, device: torch.device) -> None:
     """Trains `stage` up to the configured step, from its latest checkpoint if the run has one.
 
-    Raises InputError for a checkpoint that does not belong to this run, NumericalError when a loss is not finite.
+    Raises InputError for a checkpoint that does not belong to this run or a folder that another process writes,
+    NumericalError when a loss, gradient or weight is not finite, Stopped after a signal, with everything saved.
     """
-    folder, name, frequency = recorder.config.run_folder, stage.name, recorder.config
-    latest, best = folder / f"{name}_latest", folder / f"{name}_best"
     steps = config.steps or config.epochs * batches.steps_per_epoch
-    start, best_psnr, before = 0, float("-inf"), 0.0
-    began = time.perf_counter()
     stage.modules.to(device)
-    if latest.exists():
-        checkpoint = read_checkpoint(latest, name, "resume")
-        if checkpoint.frames != batches.frames:
-            different = sorted(set(checkpoint.frames) ^ set(batches.frames))
-            raise InputError(f"{latest}: was trained on {len(checkpoint.frames)} frames, dataset.dataroot has {len(batches.frames)}; "
-                             f"first difference: {different[0]}. Restore the frames or choose another recorder.name")
-        _check_unchanged(checkpoint.config, stage.config.model_dump(mode="json"), latest)
-        checkpoint.restore(stage)
-        start, best_psnr, before = checkpoint.step, checkpoint.best_psnr, checkpoint.seconds
-        if start >= steps:
-            print(f"{name} '{recorder.config.name}' is finished: {latest} has {start} of {steps} steps. "
+    with RunLock(recorder.config.run_folder / f"{stage.name}.lock"), StopSignals() as signals:
+        latest = recorder.config.run_folder / f"{stage.name}_latest"
+        progress = resume(stage, batches.frames, latest)
+        if progress.step >= steps:
+            print(f"{stage.name} '{recorder.config.name}' is finished: {latest} has {progress.step} of {steps} steps. "
                   "Raise trainer.steps to go on, or choose another recorder.name")
             return
-    recorder.open(stage.config)
-    parameters = sum(p.numel() for p in stage.modules.parameters())
-    recorder.line(f"{name}: {parameters:,} parameters, {len(batches.frames)} frames, steps {start} to {steps} on {device}"
-                  + (f", resumed from {latest}" if start else ""))
-    held_out = batches.held_out(config.validate_count)
-    if not held_out:
-        recorder.line("nothing is held out (dataset.held_out_cameras, dataset.held_out_sequences): psnr below is of training pictures")
-    # A restored group holds a decayed rate, and what it started from.
-    base_rates = {
-        key: [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups] for key, optimizer in stage.optimizers.items()
-    }
+        remove_leftovers(recorder.config.run_folder, stage.name)
+        recorder.open(stage.config)
+        try:
+            _Loop(stage, batches, config, recorder, device, steps).run(progress, signals)
+        finally:
+            recorder.close()
 
-    def save(step: int, is_best: bool) -> None:
-        _check_finite(stage, step, folder)
-        numbered = [folder / f"{name}_step_{step:07d}"] if frequency.keep_last else []
-        save_checkpoint(latest, stage, step, best_psnr, before + time.perf_counter() - began, batches.frames, numbered + ([best] if is_best else []))
-        for old in sorted(folder.glob(f"{name}_step_*[0-9]"))[:-frequency.keep_last or None]:
+
+class _Loop:
+    """One continuous stretch of training."""
+
+    def __init__(
+        self, stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig, recorder: Recorder, device: torch.device, steps: int
+    ) -> None:
+        self.stage, self.batches, self.config, self.recorder, self.device, self.steps = stage, batches, config, recorder, device, steps
+        self.folder = recorder.config.run_folder
+        self.held_out = batches.held_out(config.validate_count)
+        # A restored group holds a decayed rate, and what it started from.
+        self.base_rates = {
+            key: [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups] for key, optimizer in stage.optimizers.items()
+        }
+
+    def run(self, start: Progress, signals: StopSignals) -> None:
+        """Steps, in order, until the last or a signal."""
+        frequency, name = self.recorder.config, self.stage.name
+        self._announce(start)
+        loader = DataLoader(self.batches, batch_size=None, sampler=range(start.step, self.steps), num_workers=self.config.workers,
+                            worker_init_fn=ignore_stop_signals if self.config.workers else None)
+        bar = tqdm(loader, total=self.steps, initial=start.step, desc=name, unit="step", mininterval=0.5 if is_terminal() else 15.0)
+        began, waited, ready = time.perf_counter(), 0.0, time.perf_counter()
+        progress = start
+        for step, batch in enumerate(bar, start=start.step):
+            waited += time.perf_counter() - ready
+            factor = self._set_rates(step)
+            with self._explained(step):
+                report = self.stage.step(batch.to(self.device), step)
+            done = step + 1
+            progress = dataclasses.replace(progress, step=done, seconds=start.seconds + time.perf_counter() - began)
+            if done % frequency.show_freq == 0 or done == self.steps:
+                values = {"total": float(report.total)} | {key: float(value) for key, value in report.terms.items()}
+                self.recorder.scalars(values | {"lr_factor": factor}, done)
+                bar.set_postfix({"total": f"{values['total']:.4f}"}, refresh=False)
+            copies: list[Path] = []
+            if done % self.config.validate_every == 0 or done == self.steps:
+                score = self._validate(done)
+                self.recorder.scalars({"psnr": score, "data_wait_share": waited / max(1e-9, bar.format_dict["elapsed"])}, done)
+                self.recorder.line(f"step {done}/{self.steps}  loss {float(report.total):.5f}  psnr {score:.2f} dB "
+                                   f"({'held out' if self.held_out else 'training'})")
+                if score > progress.best_psnr:
+                    progress = dataclasses.replace(progress, best_psnr=score)
+                    copies.append(self.folder / f"{name}_best")
+            if done % frequency.save_freq == 0 or done == self.steps or copies:
+                if frequency.keep_last:
+                    copies.append(self.folder / f"{name}_step_{done:07d}")
+                self._save(progress, copies)
+            if signals.received is not None and done < self.steps:
+                if done % frequency.save_freq:
+                    self._save(progress, [])
+                self.recorder.line(f"{name}: stopped by a signal, step {done} of {self.steps} is saved")
+                raise Stopped(f"stopped at step {done} of {self.steps}, which is saved; the same command again goes on", signals.received)
+            ready = time.perf_counter()
+        self.recorder.line(f"{name}: finished {self.steps} steps; {self.folder / f'{name}_latest'}")
+        write_seconds(self.recorder.config.result_folder, name, progress.seconds)
+
+    def _announce(self, start: Progress) -> None:
+        name, remaining = self.stage.name, self.steps - start.step
+        parameters = sum(p.numel() for p in self.stage.modules.parameters())
+        resumed = f", resumed from {self.folder / f'{name}_latest'}" if start.step else ""
+        self.recorder.line(f"{name}: {parameters:,} parameters, {len(self.batches.frames)} frames, "
+                           f"steps {start.step} to {self.steps} on {self.device}{resumed}")
+        if not self.held_out:
+            self.recorder.line("nothing is held out (dataset.held_out_cameras, dataset.held_out_sequences): psnr below is of training pictures")
+        if remaining >= REHEARSE_STEPS:
+            with self._explained(start.step):
+                cost = rehearse(self.stage, self.batches, start.step, self.device)
+            memory = "" if cost.memory is None else f" and {cost.memory / 1e9:.1f} GB"
+            self.recorder.line(f"{name}: a step takes {cost.seconds:.3g} s{memory}; {remaining} steps about "
+                               f"{_duration(remaining * cost.seconds)}, without loading, validation and saving")
+
+    def _set_rates(self, step: int) -> float:
+        factor = self.config.final_lr_factor ** (step / self.steps)
+        for key, optimizer in self.stage.optimizers.items():
+            for group, rate in zip(optimizer.param_groups, self.base_rates[key], strict=True):
+                group["initial_lr"], group["lr"] = rate, rate * factor
+        return factor
+
+    @contextlib.contextmanager
+    def _explained(self, step: int) -> Iterator[None]:
+        """Errors of a step get what the stage cannot know: which step, which pictures, what to do."""
+        try:
+            yield
+        except (NumericalError, InputError) as error:
+            broken = self.stage.broken_weights()
+            if isinstance(error, InputError) and not broken:
+                raise
+            batch = self.batches[step]
+            cause = f"the weights {broken} are not finite" if broken else str(error)
+            raise NumericalError(
+                f"{self.stage.name}: step {step + 1}, frames {' '.join(batch.frame)}, cameras {' '.join(batch.view)}: {cause}. The last good "
+                f"checkpoint is kept in {self.folder}. Inspect these frames, or start again with lower learning rates under another recorder.name"
+            ) from error
+        except torch.OutOfMemoryError as error:
+            raise InputError(f"{self.stage.name}: step {step + 1} does not fit into the memory of {self.device} ({str(error).splitlines()[0]}); "
+                             "lower dataset.resolution, batch_size, supresmodule.network_capacity or loss.lpips_crop") from error
+
+    def _validate(self, done: int) -> float:
+        """Mean psnr of held-out pictures (of training pictures where nothing is held out); also shows them, target above output."""
+        pictures: list[Picture] = self.held_out or self.batches.training_examples(self.config.validate_count)
+        scores, columns = [], []
+        for picture in pictures:  # one by one: memory stays below that of a training step
+            with torch.no_grad():
+                comparison = self.stage.compare(self.batches.capture.pictures([picture]).to(self.device))
+            scores.append(float(psnr(comparison.images.clamp(0.0, 1.0), comparison.targets)))
+            columns.append([shrink(comparison.targets, PREVIEW_SIZE).cpu(), shrink(comparison.images, PREVIEW_SIZE).cpu()])
+        self.recorder.picture("preview", image_rows([torch.cat(list(row)) for row in zip(*columns, strict=True)]), done)
+        return sum(scores) / len(scores)
+
+    def _save(self, progress: Progress, copies: list[Path]) -> None:
+        """Replaces the latest checkpoint, unless a weight is broken: such a state is never saved over a good one."""
+        name, keep = self.stage.name, self.recorder.config.keep_last
+        broken = self.stage.broken_weights()
+        if broken:
+            raise NumericalError(f"{name}: after step {progress.step} the weights {broken} are not finite; the last good checkpoint is kept in "
+                                 f"{self.folder}. Start again with lower learning rates under another recorder.name")
+        save_checkpoint(self.folder / f"{name}_latest", self.stage, progress.step, progress.best_psnr, progress.seconds, self.batches.frames, copies)
+        for old in sorted(self.folder.glob(f"{name}_step_*[0-9]"))[:-keep or None]:
             old.unlink()
 
-    loader = DataLoader(batches, batch_size=None, sampler=range(start, steps), num_workers=config.workers)
-    progress = tqdm(loader, total=steps, initial=start, desc=name, unit="step", mininterval=0.5 if is_terminal() else 15.0)
-    waited, ready = 0.0, time.perf_counter()
-    for step, batch in enumerate(progress, start=start):
-        waited += time.perf_counter() - ready
-        factor = config.final_lr_factor ** (step / steps)
-        for key, optimizer in stage.optimizers.items():
-            for group, rate in zip(optimizer.param_groups, base_rates[key], strict=True):
-                group["initial_lr"], group["lr"] = rate, rate * factor
-        report = stage.step(batch.to(device), step)
-        done = step + 1
-        if done % frequency.show_freq == 0 or done % frequency.save_freq == 0 or done == steps:
-            values = {"total": float(report.total)} | {key: float(value) for key, value in report.terms.items()}
-            bad = [key for key, value in values.items() if value != value or value in (float("inf"), float("-inf"))]
-            if bad:
-                raise NumericalError(f"{name}: step {done}, frames {batch.frame}, cameras {batch.view}: {', '.join(bad)} is not finite; "
-                                     f"the last good checkpoint is kept in {folder}. Inspect these frames, "
-                                     "or start again with lower learning rates under another recorder.name")
-            recorder.scalars(values | {"lr_factor": factor}, done)
-            progress.set_postfix({key: f"{value:.4f}" for key, value in values.items() if key == "total"}, refresh=False)
-        is_best = False
-        if done % config.validate_every == 0 or done == steps:
-            score = _validate(stage, batches, held_out or batches.training_examples(config.validate_count), recorder, done, device)
-            recorder.scalars({"psnr": score, "data_wait_share": waited / max(1e-9, progress.format_dict["elapsed"])}, done)
-            recorder.line(f"step {done}/{steps}  loss {float(report.total):.5f}  psnr {score:.2f} dB ({'held out' if held_out else 'training'})")
-            is_best = score > best_psnr
-            best_psnr = max(score, best_psnr)
-        if done % frequency.save_freq == 0 or done == steps or is_best:
-            save(done, is_best)
-        ready = time.perf_counter()
-    recorder.line(f"{name}: finished {steps} steps; {latest}")
-    recorder.close()
-    write_seconds(recorder.config.result_folder, name, before + time.perf_counter() - began)
 
-
-# Keys that may change between a run and its continuation; the rest define what is trained.
-FREE_KEYS = ("gpu_id", "load_", "recorder.", "trainer.steps", "trainer.epochs", "trainer.device", "trainer.workers", "trainer.validate_",
-             "dataset.dataroot", "dataset.cache_gb", "loss.lpips_weights")
-
-
-def _check_unchanged(old: dict[str, Any], new: dict[str, Any], latest: Path, prefix: str = "") -> None:
-    """Raises InputError naming the first key that a continued run must not change."""
-    for key in sorted(old.keys() | new.keys()):
-        name, before, now = f"{prefix}{key}", old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(now, dict):
-            _check_unchanged(before, now, latest, f"{name}.")
-        elif before != now and not name.startswith(FREE_KEYS):
-            raise InputError(f"{name} is {now}, but {latest} was trained with {before}. Restore the value to go on, "
-                             "or choose another recorder.name for a new run")
-
-
-def _check_finite(stage: AbstractStage, step: int, folder: Path) -> None:
-    """A step with a finite loss can still break a weight: such a state is never saved over a good one."""
-    for name, tensor in stage.modules.state_dict().items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise NumericalError(f"{stage.name}: after step {step} the weights {name} are not finite; the last good checkpoint is kept in "
-                                 f"{folder}. Start again with lower learning rates under another recorder.name")
-
-
-def _validate(stage: AbstractStage, batches: TrainingBatches, pictures: list[Picture], recorder: Recorder, step: int, device: torch.device) -> float:
-    """Mean psnr of the pictures; also shows them: target above output."""
-    batch: HeadBatch = batches.capture.pictures(pictures).to(device)
-    with torch.no_grad():
-        comparison = stage.compare(batch)
-    recorder.picture("preview", image_rows([comparison.targets, comparison.images]).cpu(), step)
-    return float(psnr(comparison.images.clamp(0.0, 1.0), comparison.targets).mean())
+def _duration(seconds: float) -> str:
+    """As a person says it: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -19,6 +19,7 @@ from lib.datasets.head_capture import HeadCapture, Picture
 from lib.datasets.images import write_image
 from lib.datasets.layout import LEFT_MOUTH_ROW, LOWER_LIP_ROW, MOUTH_ROWS, RIGHT_MOUTH_ROW, UPPER_LIP_ROW
 from lib.errors import InputError
+from lib.files import write_whole
 from lib.metrics.psnr import psnr
 from lib.metrics.ssim import ssim
 from lib.training.checkpoint import read_checkpoint
@@ -67,8 +68,8 @@ def evaluate(config: GaussianHeadTrainConfig) -> Path:
     scores = {name: _score_split(avatar, capture, pictures, folder / f"{name}.png", name, device) for name, pictures in splits.items() if pictures}
     write_seconds(folder, "evaluation", time.perf_counter() - start)
     metrics = {name: summarize(rows) for name, rows in scores.items()} | {"seconds": read_seconds(folder)}
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    (folder / "pictures.json").write_text(json.dumps({name: [asdict(row) for row in rows] for name, rows in scores.items()}, indent=1))
+    write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))
+    write_whole(folder / "pictures.json", json.dumps({name: [asdict(row) for row in rows] for name, rows in scores.items()}, indent=1))
     return folder
 
 

@@ -149,14 +149,8 @@ class GaussianHeadStage(AbstractStage):
     def step(self, batch: HeadBatch, step: int) -> StepReport:
         """One Adam step."""
         losses = self._losses(batch, step)
-        terms = {field.name: getattr(losses, field.name) for field in dataclasses.fields(losses)}
-        total = sum((getattr(self.config.loss, name) * term for name, term in terms.items()), torch.zeros_like(losses.fine))
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-        return StepReport(total.detach(), {name: term.detach() for name, term in terms.items()})
+        names = [field.name for field in dataclasses.fields(losses)]
+        return self.descend({name: getattr(losses, name) for name in names}, {name: getattr(self.config.loss, name) for name in names})
 
     def compare(self, batch: HeadBatch) -> Comparison:
         """Super-resolved pictures and targets, on white; poses as tracked."""

@@ -92,11 +92,7 @@ class MeshHeadStage(AbstractStage):
         """One Adam step."""
         deformed = self.head(batch)
         losses = self._losses(deformed, self._render(deformed, batch), batch)
-        total = sum((getattr(losses, name) * weight for name, weight in self.weights), torch.zeros((), device=batch.images.device))
-        self.optimizers["adam"].zero_grad(set_to_none=True)
-        total.backward()
-        self.optimizers["adam"].step()
-        return StepReport(total.detach(), {name: getattr(losses, name).detach() for name, _ in self.weights})
+        return self.descend({name: getattr(losses, name) for name, _ in self.weights}, dict(self.weights))
 
     def compare(self, batch: HeadBatch) -> Comparison:
         """Rendered colour and masked targets, on black."""

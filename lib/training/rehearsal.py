@@ -1,0 +1,54 @@
+"""What a run will cost, measured on a step that is undone."""
+
+import copy
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+
+from lib.datasets.sampler import TrainingBatches
+from lib.training.stage import AbstractStage
+
+SLOW_STEP_S = 2.0  # a first step quicker than this is repeated: it also pays for what happens only once
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds of one step without loading; highest memory so far in bytes (of the device, or of this process on a CPU; None unknown)."""
+
+    seconds: float
+    memory: int | None
+
+
+def rehearse(stage: AbstractStage, batches: TrainingBatches, step: int, device: torch.device) -> StepCost:
+    """Takes the step for real, then puts weights and optimizers back as they were."""
+    modules = {name: tensor.detach().cpu().clone() for name, tensor in stage.modules.state_dict().items()}
+    optimizers = {name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in stage.optimizers.items()}
+    batch = batches[step].to(device)
+    seconds = float("inf")
+    for _ in range(2):
+        began = time.perf_counter()
+        stage.step(batch, step)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = min(seconds, time.perf_counter() - began)
+        if seconds > SLOW_STEP_S:
+            break
+    for optimizer in stage.optimizers.values():
+        optimizer.zero_grad(set_to_none=True)
+    stage.modules.load_state_dict(modules)
+    for name, optimizer in stage.optimizers.items():
+        optimizer.load_state_dict(optimizers[name])
+    return StepCost(seconds, _peak_memory(device))
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,206 @@
+"""A run that is stopped, killed, doubled or estimated ends with the same bits as one that is left alone."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadStage, GaussianHeadTrainConfig
+from lib.datasets.head_capture import HeadCapture
+from lib.datasets.sampler import TrainingBatches
+from lib.errors import InputError, Stopped
+from lib.training.checkpoint import read_checkpoint
+from lib.training.rehearsal import rehearse
+from lib.training.runtime import RunLock
+from tests.tiny import Tiny, gaussian_dict, mesh_dict, run_script, tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 30
+KILLS = int(os.environ.get("KILLS", "2"))  # 20 by hand: KILLS=20 python -m pytest tests/training/test_interruptions.py
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _two_threads():
+    """More than one thread, so that a sum in no fixed order would show."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Tiny:
+    return tiny(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def whole(made, tmp_path_factory) -> Path:
+    """Both stages trained without any interruption."""
+    runs = tmp_path_factory.mktemp("whole")
+    run_script("train_meshhead", mesh_dict(made.subject, runs, steps=2), runs)
+    run_script("train_gaussianhead", values(made, runs), runs)
+    return runs
+
+
+@pytest.fixture
+def runs(whole, tmp_path) -> Path:
+    """Only stage 1 is trained."""
+    folder = tmp_path / "runs" / "checkpoints" / "tiny"
+    folder.mkdir(parents=True)
+    shutil.copy(whole / "checkpoints" / "tiny" / "meshhead_latest", folder)
+    return tmp_path / "runs"
+
+
+def values(made: Tiny, runs: Path) -> dict:
+    made_values = gaussian_dict(made.subject, runs, steps=STEPS)
+    made_values["trainer"] |= {"final_lr_factor": 0.1, "validate_every": 7}
+    made_values["recorder"]["save_freq"] = 4
+    return made_values
+
+
+def state(runs: Path) -> dict[str, torch.Tensor]:
+    checkpoint = read_checkpoint(runs / "checkpoints" / "tiny" / "gaussianhead_latest", "gaussianhead", "test")
+    assert checkpoint.step == STEPS
+    tensors = {f"{module}.{name}": tensor for module, named in checkpoint.modules.items() for name, tensor in named.items()}
+    for key, optimizer in checkpoint.optimizers.items():
+        tensors |= {f"{key}.{row}.{name}": value for row, moments in optimizer["state"].items() for name, value in moments.items()}
+    return tensors | {"best": torch.tensor(checkpoint.best_psnr)}
+
+
+def assert_same(one: Path, other: Path) -> None:
+    a, b = state(one), state(other)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_signal_saves_and_the_same_command_goes_on_to_the_same_bits(made, whole, runs, monkeypatch, number, workers):
+    step = GaussianHeadStage.step
+
+    def signalled(self, batch, at):
+        if at == 9:
+            os.kill(os.getpid(), number)
+        return step(self, batch, at)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
+        patch.setattr(GaussianHeadStage, "step", signalled)
+        run_script("train_gaussianhead", values(made, runs), runs, f"trainer.workers={workers}")
+    assert stopped.value.exit_code == 128 + number
+    assert read_checkpoint(runs / "checkpoints" / "tiny" / "gaussianhead_latest", "gaussianhead", "test").step == 10
+    run_script("train_gaussianhead", values(made, runs), runs, f"trainer.workers={workers}")
+    assert_same(whole, runs)
+
+
+def test_more_steps_than_before_go_on_from_the_last(made, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "runs")
+    run_script("train_gaussianhead", values(made, tmp_path / "runs"), tmp_path, f"trainer.steps={STEPS + 2}")
+    path = tmp_path / "runs" / "checkpoints" / "tiny" / "gaussianhead_latest"
+    assert read_checkpoint(path, "gaussianhead", "test").step == STEPS + 2
+
+
+def test_kill_at_any_moment_then_the_same_command_gives_the_same_bits(made, whole, runs):
+    """`kill -9` of real processes, again and again at random moments of one run that saves after every step."""
+    made_values = values(made, runs)
+    made_values["recorder"] |= {"save_freq": 1}
+    made_values["trainer"] |= {"steps": STEPS}
+    config = runs / "kill.yaml"
+    config.write_text(yaml.safe_dump(made_values))
+    latest = runs / "checkpoints" / "tiny" / "gaussianhead_latest"
+    moment = random.Random(0)
+    steps, kills = [], 0
+    while kills < KILLS:
+        if latest.exists() and read_checkpoint(latest, "gaussianhead", "test").step >= STEPS - 3:
+            shutil.move(latest, latest.with_name("done"))  # enough kills need more than one run
+        process = launch(config)
+        began = latest.stat().st_mtime if latest.exists() else 0.0
+        wait_for(lambda began=began: latest.exists() and latest.stat().st_mtime > began, process)  # it trains and saves
+        time.sleep(moment.uniform(0.0, 0.3))
+        if process.poll() is None:
+            kills += 1
+        process.kill()
+        process.wait()
+        steps.append(read_checkpoint(latest, "gaussianhead", "test").step)  # always whole
+    print(f"killed {kills} times, resumed at steps {steps}")
+    process = launch(config)
+    assert process.wait(timeout=120) == 0
+    assert_same(whole, runs)
+    assert list(latest.parent.glob("*.partial")) == []
+
+
+def launch(config: Path) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, str(ROOT / "train_gaussianhead.py"), "--config", str(config)], env=environment, cwd=config.parent,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for(ready, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60.0
+    while not ready() and process.poll() is None:
+        assert time.monotonic() < deadline, "the run did not save within a minute"
+        time.sleep(0.002)
+
+
+def test_two_processes_on_one_run_are_told_apart(made, runs):
+    """The second one is refused while the first lives; the lock ends with its process, even if that is killed."""
+    lock = runs / "checkpoints" / "tiny" / "gaussianhead.lock"
+    code = ("import sys, time; from pathlib import Path; from lib.training.runtime import RunLock\n"
+            "with RunLock(Path(sys.argv[1])):\n print('held', flush=True); time.sleep(60)")
+    other = subprocess.Popen([sys.executable, "-c", code, str(lock)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match=rf"process {other.pid} on .* is writing this run .*recorder\.name"):
+        run_script("train_gaussianhead", values(made, runs), runs)
+    other.kill()
+    other.wait()
+    with RunLock(lock):
+        pass
+
+
+def test_a_lock_needs_a_folder_that_can_be_written(tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(InputError, match="cannot be created"), RunLock(tmp_path / "a" / "b.lock"):
+        pass
+
+
+def test_signals_are_left_alone_outside_the_main_thread(made, runs):
+    failures: list[BaseException] = []
+
+    def go() -> None:
+        try:
+            run_script("train_gaussianhead", values(made, runs), runs, "trainer.steps=1")
+        except BaseException as error:  # noqa: BLE001 (handed to the test)
+            failures.append(error)
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    thread.join()
+    assert failures == []
+
+
+def test_a_rehearsal_changes_nothing_and_measures_something(made, runs):
+    config = GaussianHeadTrainConfig.model_validate(values(made, runs))
+    capture = HeadCapture(config.dataset)
+    stage, batches = GaussianHeadStage(config, capture, torch.device("cpu")), TrainingBatches(capture, 1, 1, 0)
+    for rehearsed in (0, 1):  # fresh optimizers, then used ones
+        before = {name: tensor.clone() for name, tensor in stage.modules.state_dict().items()}
+        moments = str({key: optimizer.state_dict() for key, optimizer in stage.optimizers.items()})
+        cost = rehearse(stage, batches, rehearsed, torch.device("cpu"))
+        assert cost.seconds > 0 and (cost.memory is None or cost.memory > 1e7)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in stage.modules.state_dict().items())
+        assert str({key: optimizer.state_dict() for key, optimizer in stage.optimizers.items()}) == moments
+        stage.step(batches[0], 0)
+
+
+def test_cost_is_told_before_the_first_step(made, whole):
+    log = (whole / "checkpoints" / "tiny" / "gaussianhead.log").read_text().splitlines()
+    told = next(row for row, line in enumerate(log) if "a step takes" in line and f"{STEPS} steps about" in line and "GB" in line)
+    assert told < next(row for row, line in enumerate(log) if "step 7/" in line)
