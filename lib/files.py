@@ -1,5 +1,6 @@
-"""Folders and writes whose failures are told to the user."""
+"""Folders and files whose failures are told to the user."""
 
+import hashlib
 from pathlib import Path
 
 from lib.errors import InputError
@@ -27,3 +28,12 @@ def write_whole(path: Path, data: bytes | str) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({error.strerror}); free space or correct the permissions") from error
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits. Raises InputError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a file that you may read") from error

@@ -19,6 +19,7 @@ from lib.avatars.gaussian_head_avatar.mesh_stage import MeshHeadStage, MeshHeadT
 from lib.datasets.head_capture import HeadCapture
 from lib.datasets.sampler import TrainingBatches
 from lib.errors import InputError, NumericalError
+from lib.losses.perceptual import Lpips
 from lib.training.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from lib.training.runtime import run
 from tests.tiny import (
@@ -107,8 +108,9 @@ def mesh_stage(made: Tiny, runs: Path) -> tuple[MeshHeadStage, TrainingBatches]:
     return MeshHeadStage(config, capture, CPU), TrainingBatches(capture, 1, config.dataset.num_sample_view, 0)
 
 
-def gaussian_stage(made: Tiny, runs: Path, **options) -> tuple[GaussianHeadStage, TrainingBatches]:
-    config = GaussianHeadTrainConfig.model_validate(gaussian_dict(made.subject, runs, name="fresh", **options))
+def gaussian_stage(made: Tiny, runs: Path, loss: dict | None = None, **options) -> tuple[GaussianHeadStage, TrainingBatches]:
+    values = gaussian_dict(made.subject, runs, name="fresh", **options)
+    config = GaussianHeadTrainConfig.model_validate(values | {"loss": values["loss"] | (loss or {})})
     torch.manual_seed(0)
     capture = HeadCapture(config.dataset)
     return GaussianHeadStage(config, capture, CPU), TrainingBatches(capture, 1, 1, 0)
@@ -163,6 +165,17 @@ def test_reported_terms_add_up(made, trained):
         report = stage.step(batches[0], 0)
         weights = {name: getattr(stage.config.loss, name) for name in report.terms}
         assert float(report.total) == pytest.approx(sum(weights[name] * float(term) for name, term in report.terms.items()), rel=1e-4)
+
+
+def test_lpips_is_a_term_of_stage_2_and_changes_no_initial_weight(made, trained, tmp_path):
+    state = {name: value.abs() for name, value in Lpips("vgg").state_dict().items()}
+    for file, prefix in (("vgg16.pth", "features."), ("lpips_vgg.pth", "lin")):
+        torch.save({name: value for name, value in state.items() if name.startswith(prefix)}, tmp_path / file)
+    without, batches = gaussian_stage(made, trained)
+    stage, _ = gaussian_stage(made, trained, loss={"lpips": 0.1, "lpips_weights": tmp_path, "lpips_crop": 32})
+    assert_same_state(stage.modules.state_dict(), without.modules.state_dict())
+    terms = stage.step(batches[0], 0).terms
+    assert 0 < float(terms["lpips"]) < float("inf") and float(without.step(batches[0], 0).terms["lpips"]) == 0
 
 
 def test_pose_offsets_receive_the_gradients_of_their_frame(made, trained):
@@ -269,6 +282,13 @@ def test_stage_2_refuses_what_does_not_fit(made, trained, tmp_path, override, pa
 def test_stage_2_needs_a_mesh_head(made, trained, tmp_path):
     said = refusal("train_gaussianhead", gaussian_dict(made.subject, trained, name="refused"), tmp_path, "load_meshhead_checkpoint=null")
     assert said.startswith("load_meshhead_checkpoint: ")
+
+
+def test_stage_2_refuses_lpips_without_weights(made, trained, tmp_path):
+    values = gaussian_dict(made.subject, trained, name="refused")
+    said = refusal("train_gaussianhead", values, tmp_path, "loss.lpips=0.1", f"loss.lpips_weights={tmp_path}")
+    assert said.startswith(f"loss.lpips is larger than 0, but {tmp_path / 'vgg16.pth'} is missing") and "preprocess.lpips_weights" in said
+    assert not (trained / "checkpoints" / "refused").exists()
 
 
 def test_stage_2_refuses_to_hold_out_what_stage_1_was_trained_on(made, trained, tmp_path):
