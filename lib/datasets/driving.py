@@ -1,7 +1,9 @@
 """A driving sequence: parameter files that move an avatar, and the camera that looks at it. No images needed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -9,29 +11,52 @@ from pydantic import Field
 from torch import Tensor
 
 from lib.config import Config
-from lib.datasets.layout import read_camera_file, read_params_file
+from lib.datasets.layout import read_camera_file, read_camera_path_file, read_params_file
 from lib.errors import InputError
-from lib.geometry.camera import Camera, look_at
+from lib.geometry.camera import Camera, interpolate, look_at
 from lib.geometry.head_pose import HeadPose
 from lib.tensors import TensorBundle
 
-# The free-view orbit of the published system: metres, degrees, frames.
+# The free-view orbit of the published system: metres, degrees, frames. The front camera has its focal length.
 ORBIT_DISTANCE, ORBIT_TARGET, ORBIT_FOCAL_PER_PIXEL = 1.2, (0.0, 0.0, 0.05), 3.5
 ORBIT_ELEVATION_DEG, ORBIT_AZIMUTH_DEG, ORBIT_FRAMES_PER_RADIAN = 8.0, 45.0, 20.0
 
 
 class DrivingConfig(Config):
-    """What drives the avatar and where it is seen from."""
+    """What drives the avatar and where it is seen from. The published keys freeview, camera_path and pose_code_path choose the
+    defaults of camera, head_pose and pose_code; these, where given, go before."""
 
     dataroot: Path = Field(description="folder under which the patterns below are searched")
     image_files: str | None = Field(None, description="pattern of pictures of the driver, shown beside the result; optional")
     param_files: str | None = Field(None, description="pattern of params.npz files under dataroot, played in sorted order")
-    camera_path: Path | None = Field(None, description="camera npz (from the working directory) used when freeview is off")
-    pose_code_path: Path | None = Field(None, description="params.npz whose pose fixes the pose code the networks see")
-    freeview: bool = Field(False, description="orbiting camera and a head that keeps its place, instead of camera_path and the driver's head pose")
+    freeview: bool = Field(False, description="orbiting camera and a head that keeps its place: camera orbit, head_pose zero, pose_code zero")
+    camera_path: Path | None = Field(None, description="camera npz, or json of a camera path (from the working directory): camera given")
+    pose_code_path: Path | None = Field(None, description="params.npz (from the working directory) whose pose the networks see: pose_code fixed")
+    camera: Literal["orbit", "given", "front"] | None = Field(
+        None, description="orbit; given by camera_path; or front (at (0,0,1) looking at the origin, when neither is said)")
+    head_pose: Literal["driver", "own", "fixed", "zero"] | None = Field(
+        None, description="where the head is: as the driver's, as the avatar's in its training, as in head_pose_path, or at the origin")
+    pose_code: Literal["head", "driver", "own", "fixed", "zero"] | None = Field(
+        None, description="the pose the networks see: that of the head, or one of the others (fixed: as in pose_code_path)")
+    head_pose_path: Path | None = Field(None, description="params.npz (from the working directory) for head_pose fixed")
     original_resolution: int = Field(2048, gt=0, description="pixels: size to which camera_path refers")
     resolution: int = Field(512, gt=0, description="pixels: size of the output")
     smoothing: float = Field(0.5, ge=0, lt=1, description="weight of the previous frame in the recursive smoothing of the driver; 0 = none")
+
+    @property
+    def camera_mode(self) -> str:
+        """`camera`, or what the published keys mean."""
+        return self.camera or ("orbit" if self.freeview else "given" if self.camera_path is not None else "front")
+
+    @property
+    def head_pose_mode(self) -> str:
+        """`head_pose`, or what the published keys mean."""
+        return self.head_pose or ("zero" if self.freeview else "driver")
+
+    @property
+    def pose_code_mode(self) -> str:
+        """`pose_code`, or what the published keys mean."""
+        return self.pose_code or ("fixed" if self.pose_code_path is not None else "zero" if self.freeview else "head")
 
 
 @dataclass(frozen=True)
@@ -45,14 +70,12 @@ class DrivingFrame(TensorBundle):
 
 
 class DrivingSequence:
-    """Smoothed driving frames in sorted order. Raises InputError for missing, unreadable or inconsistent files."""
+    """Smoothed driving frames in sorted order; `own_pose` is the avatar's. Raises InputError for missing, unreadable or inconsistent files."""
 
-    def __init__(self, config: DrivingConfig) -> None:
+    def __init__(self, config: DrivingConfig, own_pose: Float[Tensor, "6"]) -> None:
         self.config = config
         if config.param_files is None:
             raise InputError("dataset.param_files: a pattern of params.npz under dataset.dataroot is needed, e.g. 'params/*/params.npz'")
-        if not config.freeview and config.camera_path is None:
-            raise InputError("dataset.camera_path: needed when dataset.freeview is false (or set freeview: True)")
         self.files = _matches(config.dataroot, config.param_files, "dataset.param_files")
         params = [read_params_file(path) for path in self.files]
         for path, frame in zip(self.files, params, strict=True):
@@ -60,12 +83,15 @@ class DrivingSequence:
                 raise InputError(f"{path}: 'exp_coeff' has {len(frame.expression)} values, {self.files[0]} has {len(params[0].expression)}")
         self.expressions = _smooth(torch.stack([frame.expression for frame in params]), config.smoothing)
         self.scales = torch.stack([frame.scale for frame in params])
-        poses = torch.stack([frame.pose for frame in params])
-        self.poses = torch.zeros_like(poses) if config.freeview else _smooth(poses, config.smoothing)
-        self.pose_codes = self.poses
-        if config.pose_code_path is not None:
-            self.pose_codes = read_params_file(config.pose_code_path).pose.expand_as(poses)
-        self._given = None if config.freeview or config.camera_path is None else read_camera_file(config.camera_path)
+        driver = torch.stack([frame.pose for frame in params])
+        choices = {"driver": lambda: _smooth(driver, config.smoothing), "own": lambda: own_pose, "zero": lambda: torch.zeros(6)}
+        place = choices | {"fixed": lambda: _pose_of(config.head_pose_path, "dataset.head_pose_path", "dataset.head_pose")}
+        self.poses = place[config.head_pose_mode]().expand_as(driver)
+        code = choices | {
+            "head": lambda: self.poses, "fixed": lambda: _pose_of(config.pose_code_path, "dataset.pose_code_path", "dataset.pose_code"),
+        }
+        self.pose_codes = code[config.pose_code_mode]().expand_as(driver)
+        self._cameras = self._read_cameras()
         # Pictures of the driver are only shown beside the result: never required.
         self.images = _glob(config.dataroot, config.image_files, "dataset.image_files") if config.image_files else []
         if config.image_files and len(self.images) != len(self.files):
@@ -87,15 +113,29 @@ class DrivingSequence:
             expression=self.expressions[rows],
             pose_code=self.pose_codes[rows],
             head=HeadPose(self.poses[rows], self.scales[rows]),
-            camera=self._camera(index),
+            camera=self._cameras(index),
         )
 
-    def _camera(self, index: int) -> Camera:
-        size = self.config.resolution
-        if self._given is None:
-            return orbit_camera(index, size)
-        original = self.config.original_resolution
-        return Camera(self._given[0][None], self._given[1][None], original, original).resized(size, size)
+    def _read_cameras(self) -> Callable[[int], Camera]:
+        """The camera of every frame."""
+        size, original, mode = self.config.resolution, self.config.original_resolution, self.config.camera_mode
+        if mode == "orbit":
+            return lambda index: orbit_camera(index, size)
+        if mode == "front":
+            return lambda index: front_camera(size)
+        path = self.config.camera_path
+        if path is None:
+            raise InputError("dataset.camera_path: needed for dataset.camera given; name a camera npz or a json with a camera path")
+        if path.suffix == ".json":
+            keys = read_camera_path_file(path)
+            return lambda index: interpolate(Camera(*keys, original, original), index / max(1, len(self) - 1)).resized(size, size)
+        extrinsic, intrinsic = read_camera_file(path)
+        return lambda index: Camera(extrinsic[None], intrinsic[None], original, original).resized(size, size)
+
+
+def front_camera(size: int) -> Camera:
+    """At (0,0,1) metres, looking at the origin."""
+    return _looking(torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64), size)
 
 
 def orbit_camera(index: int, size: int) -> Camera:
@@ -105,9 +145,19 @@ def orbit_camera(index: int, size: int) -> Camera:
     azimuth = torch.deg2rad(ORBIT_AZIMUTH_DEG * angle.cos())
     target = torch.tensor([ORBIT_TARGET], dtype=torch.float64)
     direction = torch.stack([elevation.cos() * azimuth.sin(), elevation.sin(), elevation.cos() * azimuth.cos()])
+    return _looking(target + ORBIT_DISTANCE * direction, target, size)
+
+
+def _looking(center: Float[Tensor, "1 3"], target: Float[Tensor, "1 3"], size: int) -> Camera:
     focal = ORBIT_FOCAL_PER_PIXEL * size
     intrinsics = torch.tensor([[[focal, 0.0, size / 2], [0.0, focal, size / 2], [0.0, 0.0, 1.0]]])
-    return Camera(look_at(target + ORBIT_DISTANCE * direction, target).float(), intrinsics, size, size)
+    return Camera(look_at(center, target).float(), intrinsics, size, size)
+
+
+def _pose_of(path: Path | None, key: str, chooser: str) -> Float[Tensor, "6"]:
+    if path is None:
+        raise InputError(f"{key}: needed for {chooser} fixed; name a params.npz")
+    return read_params_file(path).pose
 
 
 def _smooth(values: Float[Tensor, "T D"], previous: float) -> Float[Tensor, "T D"]:

@@ -139,7 +139,26 @@ class CaptureFolder:
 
 def read_camera_file(path: Path) -> tuple[Float[Tensor, "3 4"], Float[Tensor, "3 3"]]:
     """One camera npz: world->camera (3,4) and intrinsics (3,3)."""
-    archive = _load(path)
+    return _camera(path, _load(path))
+
+
+def read_camera_path_file(path: Path) -> tuple[Float[Tensor, "K 3 4"], Float[Tensor, "K 3 3"]]:
+    """A camera path: json {"cameras": [{"extrinsic": 3 rows of 4, "intrinsic": 3 rows of 3}, ...]}, evenly spaced in time."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["cameras"]
+        archives = [{name: np.asarray(row[name], dtype=np.float64) for name in ("extrinsic", "intrinsic")} for row in rows]
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: file is missing; README, 'Reenactment', says what it holds") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{path}: expected {{"cameras": [{{"extrinsic": 3 rows of 4 numbers, "intrinsic": 3 rows of 3}}, ...]}}, '
+                         f"found something else ({type(error).__name__}: {error})") from error
+    if not archives:
+        raise InputError(f"{path}: 'cameras' is empty; give at least one")
+    extrinsics, intrinsics = zip(*(_camera(path, archive) for archive in archives), strict=True)
+    return torch.stack(extrinsics), torch.stack(intrinsics)
+
+
+def _camera(path: Path, archive: dict[str, NDArray]) -> tuple[Float[Tensor, "3 4"], Float[Tensor, "3 3"]]:
     extrinsic = _array(path, archive, (3, 4), "extrinsic")
     intrinsic = _array(path, archive, (3, 3), "intrinsic")
     rotation = extrinsic[:, :3].astype(np.float64)

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
+import roma
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -30,6 +31,10 @@ class Camera(TensorBundle):
         shift[..., 0, 2], shift[..., 1, 2] = left, top
         return dataclasses.replace(self, intrinsics=self.intrinsics - shift, width=width, height=height)
 
+    def centers(self) -> Float[Tensor, "*B 3"]:
+        """Where the cameras are in the world."""
+        return -(self.world_to_camera[..., :3].transpose(-1, -2) @ self.world_to_camera[..., 3:])[..., 0]
+
     def to_camera(self, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N 3"]:
         """World points in camera axes; the third coordinate is the depth."""
         rotation, translation = self.world_to_camera[..., :3], self.world_to_camera[..., 3]
@@ -54,3 +59,17 @@ def look_at(center: Float[Tensor, "*B 3"], target: Float[Tensor, "*B 3"]) -> Flo
     down = torch.linalg.cross(forward, right)
     rotation = torch.stack([right, down, forward], dim=-2)
     return torch.cat([rotation, -rotation @ center[..., None]], dim=-1)
+
+
+def interpolate(keys: Camera, position: float) -> Camera:
+    """The camera at `position` in [0,1] along K evenly spaced keys: centres and intrinsics linear, rotations on the shortest arc."""
+    place = position * (len(keys.intrinsics) - 1)
+    before = min(int(place), max(0, len(keys.intrinsics) - 2))
+    after, part = min(before + 1, len(keys.intrinsics) - 1), torch.tensor(place - before)
+    rotations, centers = keys.world_to_camera[..., :3], keys.centers()
+    ends = [roma.rotmat_to_unitquat(rotations[row]) for row in (before, after)]
+    rotation = roma.unitquat_to_rotmat(roma.unitquat_slerp(ends[0], ends[1], part[None], shortest_arc=True))[0]
+    center = torch.lerp(centers[before], centers[after], part)
+    world_to_camera = torch.cat([rotation, -rotation @ center[:, None]], dim=1)
+    intrinsics = torch.lerp(keys.intrinsics[before], keys.intrinsics[after], part)
+    return dataclasses.replace(keys, world_to_camera=world_to_camera[None], intrinsics=intrinsics[None])

@@ -96,18 +96,32 @@ def read_checkpoint(path: Path, stage: str, key: str) -> Checkpoint:
 
     Raises InputError when it is missing, damaged, of another format or of another stage.
     """
+    return parse_checkpoint(read_file(path, key), path, stage, key)
+
+
+def read_file(path: Path, key: str) -> Any:
+    """What torch saved in a file, on the CPU, without running code. Raises InputError when it is missing or damaged."""
     if not path.exists():
         near = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         found = f"{path.parent} holds {near}" if near else f"there is no folder {path.parent}"
         raise InputError(f"{key}: {path}: no such checkpoint ({found}); train that stage first or correct the path")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything in the unpickler
         raise InputError(f"{key}: {path}: not a readable checkpoint ({type(error).__name__}); it is damaged or another kind of file") from error
-    fields = [field.name for field in dataclasses.fields(Checkpoint) if field.name != "path"]
-    if isinstance(state, dict) and isinstance(state.get("format"), int) and state["format"] > FORMAT:
+
+
+def is_checkpoint(state: Any) -> bool:
+    """Whether the content of a file claims to be a checkpoint of this project, of any format."""
+    return isinstance(state, dict) and isinstance(state.get("format"), int)
+
+
+def parse_checkpoint(state: Any, path: Path, stage: str, key: str) -> Checkpoint:
+    """The content of a file as a checkpoint of `stage`. Raises InputError when it is of another format or stage."""
+    if is_checkpoint(state) and state["format"] > FORMAT:
         raise InputError(f"{key}: {path}: is of format {state['format']}, made by newer code; this one reads up to {FORMAT}: update it")
-    if not isinstance(state, dict) or state.get("format") != FORMAT or not set(fields) <= state.keys():
+    fields = [field.name for field in dataclasses.fields(Checkpoint) if field.name != "path"]
+    if not is_checkpoint(state) or state["format"] != FORMAT or not set(fields) <= state.keys():
         found = f"format {state.get('format')} with keys {sorted(map(str, state))}" if isinstance(state, dict) else type(state).__name__
         raise InputError(f"{key}: {path}: expected a checkpoint of format {FORMAT}, found {found}")
     if state["stage"] != stage:

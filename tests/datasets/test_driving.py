@@ -1,5 +1,6 @@
 """Driving sequences: smoothing, free view, pose codes, and what is refused."""
 
+import json
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import torch
 from lib.datasets.driving import DrivingConfig, DrivingSequence, orbit_camera
 from lib.datasets.layout import read_camera_file
 from lib.errors import InputError
+from lib.geometry.camera import look_at
 
 FRAMES, WIDTH = 7, 5
 
@@ -31,11 +33,14 @@ def root(tmp_path):
     return tmp_path
 
 
+OWN = torch.arange(6.0)
+
+
 def sequence(root: Path, **changes) -> DrivingSequence:
     return DrivingSequence(DrivingConfig(**({
         "dataroot": root, "param_files": "params/*/params.npz", "camera_path": root / "camera.npz", "original_resolution": 128, "resolution": 32,
         "smoothing": 0.0,
-    } | changes)))
+    } | changes)), OWN)
 
 
 def raw(root: Path, key: str) -> np.ndarray:
@@ -175,9 +180,96 @@ def test_missing_folder_is_refused(root):
     assert "dataset.dataroot" in refusal(root, dataroot=root / "nowhere")
 
 
-def test_a_camera_is_needed_without_freeview(root):
-    said = refusal(root, camera_path=None)
-    assert "dataset.camera_path" in said and "freeview" in said
+def test_without_a_camera_it_looks_from_the_front(root):
+    """Published behaviour: at (0,0,1), looking at the origin."""
+    camera = sequence(root, camera_path=None)[3].camera
+    assert torch.allclose(camera.centers(), torch.tensor([[0.0, 0.0, 1.0]]), atol=1e-6)
+    seen = camera.project(torch.tensor([[[0.0, 0.0, 0.0], [0.01, 0.02, 0.0]]]))[0]
+    assert torch.allclose(seen[0], torch.tensor([16.0, 16.0]), atol=1e-4)
+    assert seen[1, 0] > 16.0 and seen[1, 1] < 16.0  # +x to the right, +y up
+
+
+POSES = {"driver": lambda root, index: raw(root, "pose")[index], "own": lambda root, index: OWN.numpy(),
+         "fixed": lambda root, index: raw(root, "pose")[2], "zero": lambda root, index: np.zeros(6, np.float32)}
+
+
+@pytest.mark.parametrize("freeview", [False, True])
+@pytest.mark.parametrize("head_pose", list(POSES))
+@pytest.mark.parametrize("pose_code", ["head", *POSES])
+def test_named_poses_go_before_published_keys(root, freeview, head_pose, pose_code):
+    file = root / "params" / "0002" / "params.npz"
+    driver = sequence(root, freeview=freeview, head_pose=head_pose, pose_code=pose_code, head_pose_path=file, pose_code_path=file)
+    for index in range(FRAMES):
+        place = POSES[head_pose](root, index)
+        code = place if pose_code == "head" else POSES[pose_code](root, index)
+        assert np.array_equal(driver[index].head.pose.numpy()[0], place)
+        assert np.array_equal(driver[index].pose_code.numpy()[0], code)
+
+
+@pytest.mark.parametrize(("keys", "modes"), [
+    ({}, ("front", "driver", "head")),
+    ({"camera_path": "c.npz"}, ("given", "driver", "head")),
+    ({"freeview": True}, ("orbit", "zero", "zero")),
+    ({"freeview": True, "camera_path": "c.npz", "pose_code_path": "p.npz"}, ("orbit", "zero", "fixed")),
+    ({"pose_code_path": "p.npz"}, ("front", "driver", "fixed")),
+    ({"freeview": True, "camera": "front", "head_pose": "own", "pose_code": "driver"}, ("front", "own", "driver")),
+])
+def test_published_keys_choose_the_modes(root, keys, modes):
+    config = DrivingConfig(dataroot=root, **keys)
+    assert (config.camera_mode, config.head_pose_mode, config.pose_code_mode) == modes
+
+
+@pytest.mark.parametrize(("changes", "key"), [
+    ({"head_pose": "fixed"}, "dataset.head_pose_path"), ({"pose_code": "fixed"}, "dataset.pose_code_path"),
+    ({"camera": "given", "camera_path": None}, "dataset.camera_path"),
+])
+def test_a_choice_that_needs_a_file_says_which_key(root, changes, key):
+    assert refusal(root, **changes).startswith(f"{key}: needed")
+
+
+def camera_path(root: Path, count: int) -> tuple[Path, torch.Tensor]:
+    angles = torch.linspace(-0.6, 0.8, count, dtype=torch.float64)
+    centers = torch.stack([angles.sin(), 0.2 * angles, angles.cos()], dim=1)
+    extrinsics = look_at(centers, torch.zeros_like(centers))
+    rows = [{"extrinsic": extrinsic.tolist(), "intrinsic": [[200.0 + k, 0, 64], [0, 210, 60], [0, 0, 1]]} for k, extrinsic in enumerate(extrinsics)]
+    path = root / "path.json"
+    path.write_text(json.dumps({"cameras": rows}))
+    return path, extrinsics.float()
+
+
+def test_a_camera_path_with_a_key_per_frame_is_followed_exactly(root):
+    path, extrinsics = camera_path(root, FRAMES)
+    driver = sequence(root, camera_path=path)
+    for index in range(FRAMES):
+        assert torch.allclose(driver[index].camera.world_to_camera[0], extrinsics[index], atol=1e-5)
+        assert float(driver[index].camera.intrinsics[0, 0, 0]) == pytest.approx((200 + index) / 4)
+
+
+def test_a_camera_path_is_interpolated_between_its_keys(root):
+    path, extrinsics = camera_path(root, 3)
+    driver = sequence(root, camera_path=path)
+    assert torch.allclose(driver[3].camera.world_to_camera[0], extrinsics[1], atol=1e-5)  # 7 frames, 3 keys
+    halfway = driver[1].camera  # a third of the way from the first key to the second
+    center = torch.lerp(centers(extrinsics[0]), centers(extrinsics[1]), 1.0 / 3.0)
+    assert torch.allclose(halfway.centers()[0], center, atol=1e-5)
+    rotation = halfway.world_to_camera[0, :, :3]
+    assert torch.allclose(rotation @ rotation.T, torch.eye(3), atol=1e-5)
+    apart = [angle(rotation, extrinsics[k, :, :3]) for k in (0, 1)]
+    assert apart[0] == pytest.approx(apart[1] / 2, rel=1e-3) and sum(apart) == pytest.approx(angle(*extrinsics[:2, :, :3]), rel=1e-3)
+
+
+def centers(extrinsic: torch.Tensor) -> torch.Tensor:
+    return -extrinsic[:, :3].T @ extrinsic[:, 3]
+
+
+def angle(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(torch.arccos(((one @ other.T).trace().double() - 1.0) / 2.0))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"cameras": []}', '{"cameras": [{}]}', '{"cameras": [{"extrinsic": [[1]], "intrinsic": [[1]]}]}'])
+def test_a_malformed_camera_path_is_refused(root, text):
+    (root / "path.json").write_text(text)
+    assert str(root / "path.json") in refusal(root, camera_path=root / "path.json")
 
 
 @pytest.mark.parametrize("key", ["camera_path", "pose_code_path"])

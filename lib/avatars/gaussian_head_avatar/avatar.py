@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHead, GaussianHeadConfig
-from lib.config import Config
 from lib.errors import InputError
+from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
 from lib.geometry.head_pose import HeadPose
 from lib.networks.upsampler import SCALE, Upsampler, UpsamplerConfig
@@ -36,12 +36,11 @@ class GaussianAvatar(nn.Module):
 
     def forward(self, expression: Float[Tensor, "B E"], pose_code: Float[Tensor, "B 6"], head: HeadPose, camera: Camera) -> AvatarImage:
         """Draws B heads, each by its own camera, at the cameras' size (divisible by 4)."""
-        coarse = self.features(expression, pose_code, head, camera)
+        coarse = self.features(self.head(expression, pose_code, head), camera)
         return AvatarImage(self.upsampler(coarse.features), coarse)
 
-    def features(self, expression: Float[Tensor, "B E"], pose_code: Float[Tensor, "B 6"], head: HeadPose, camera: Camera) -> FeatureImage:
-        """The feature image alone, over a background of 1 in every channel."""
-        cloud = self.head(expression, pose_code, head)
+    def features(self, cloud: GaussianCloud, camera: Camera) -> FeatureImage:
+        """The feature image of posed Gaussians alone, over a background of 1 in every channel."""
         background = cloud.features.new_ones(cloud.features.shape[-1])
         return rasterize(cloud, camera.resized(camera.width // SCALE, camera.height // SCALE), background)
 
@@ -62,13 +61,3 @@ def check_resolution(resolution: int) -> None:
     if resolution % SCALE or resolution < 4 * SCALE:
         raise InputError(f"dataset.resolution is {resolution}; expected a multiple of {SCALE} of at least {4 * SCALE}: "
                          f"features are rasterized at 1/{SCALE} of it")
-
-
-def check_same(given: Config | None, trained: dict[str, Any], section: str, path: object) -> None:
-    """Raises InputError when a key written in `section` of a YAML differs from what the checkpoint was trained with."""
-    if given is None:
-        return
-    values = given.model_dump(mode="json", include=given.model_fields_set)
-    for key, value in values.items():
-        if value != trained.get(key) and value != []:
-            raise InputError(f"{section}.{key} is {value}, but {path} was trained with {trained.get(key)}; correct it or leave the section out")

@@ -1,12 +1,13 @@
 """What the three YAML files of Gaussian Head Avatar share. Section and key names are those of the published system."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from lib.config import Config
 from lib.datasets.driving import DrivingConfig
-from lib.datasets.head_capture import HeadCaptureConfig
+from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig
 from lib.errors import InputError
 from lib.training.checkpoint import Checkpoint
 from lib.training.recorder import RecorderConfig
@@ -39,7 +40,13 @@ class AvatarConfig(Config):
         """
         path: Path | None = getattr(self, key)
         own = self.recorder.run_folder
-        if path is None or path.resolve().parent == own.resolve():
+        if path is None:
+            return None
+        if path.resolve().parent == own.resolve():
+            latest = key.removeprefix("load_").removesuffix("_checkpoint") + "_latest"
+            if path.name != latest:
+                raise InputError(f"{key}: {path} is in this run's own folder, where the key means resume, which always goes on from {latest}. "
+                                 f"To start another run from it choose another recorder.name; to resume write {own / latest}")
             return None
         if not path.exists():
             raise InputError(f"{key}: {path}: no such checkpoint. Inside {own} it would be this run's own, made by training; "
@@ -49,8 +56,34 @@ class AvatarConfig(Config):
 
 def check_held_out(config: AvatarConfig, checkpoint: Checkpoint) -> None:
     """Raises InputError when something is held out here on which the checkpoint was trained."""
+    trained = checkpoint.config.get("dataset")
+    if trained is None:
+        if config.dataset.held_out_cameras or config.dataset.held_out_sequences:
+            print(f"{checkpoint.path}: a published checkpoint does not say what it was trained on; what you hold out may have been trained on")
+        return
     for key in ("held_out_cameras", "held_out_sequences"):
-        here, there = getattr(config.dataset, key), checkpoint.config["dataset"][key]
+        here, there = getattr(config.dataset, key), trained[key]
         if not set(here) <= set(there):
             raise InputError(f"dataset.{key} is {list(here)}, but {checkpoint.path} held out {sorted(there)}: it was trained on the rest, "
                              "which would make every measure on it worthless")
+
+
+def check_same(given: Config | None, trained: dict[str, Any], section: str, path: object) -> None:
+    """Raises InputError when a key written in `section` of a YAML differs from what the checkpoint was trained with."""
+    if given is None:
+        return
+    values = given.model_dump(mode="json", include=given.model_fields_set)
+    for key, value in values.items():
+        if value != trained.get(key) and value != []:
+            raise InputError(f"{section}.{key} is {value}, but {path} was trained with {trained.get(key)}; correct it or leave the section out")
+
+
+def check_subject(checkpoint: Checkpoint, module: str, capture: HeadCapture) -> None:
+    """Raises InputError when a checkpoint belongs to a subject fitted with another 3DMM."""
+    trained = len(checkpoint.modules[module]["landmarks_3d_neutral"])
+    if trained != capture.control_count:
+        raise InputError(f"{checkpoint.path}: was trained with {trained} control landmarks, the data has {capture.control_count}: "
+                         "it belongs to a subject fitted with another 3DMM")
+    width = checkpoint.config.get("gaussianheadmodule", {}).get("exp_coeffs_dim", capture.expression_count)
+    if width != capture.expression_count:
+        raise InputError(f"{checkpoint.path}: was trained with {width} expression coefficients, the data has {capture.expression_count}")

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from lib.avatars.gaussian_head_avatar.avatar import GaussianAvatar, avatar_from
 from lib.avatars.gaussian_head_avatar.config import check_held_out
 from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadTrainConfig
+from lib.avatars.gaussian_head_avatar.published import read_gaussian_head
 from lib.datasets.batches import HeadBatch
 from lib.datasets.head_capture import HeadCapture, Picture
 from lib.datasets.images import write_image
@@ -22,7 +23,6 @@ from lib.errors import InputError
 from lib.files import write_whole
 from lib.metrics.psnr import psnr
 from lib.metrics.ssim import ssim
-from lib.training.checkpoint import read_checkpoint
 from lib.training.recorder import image_rows, read_seconds, write_seconds
 from lib.training.runtime import choose_device, is_terminal
 
@@ -53,7 +53,8 @@ def evaluate(config: GaussianHeadTrainConfig) -> Path:
     start = time.perf_counter()
     device = choose_device(config.trainer.device, config.gpu_id)
     path = config.load_gaussianhead_checkpoint or config.recorder.run_folder / "gaussianhead_latest"
-    checkpoint = read_checkpoint(path, "gaussianhead", "load_gaussianhead_checkpoint")
+    checkpoint = read_gaussian_head(path, "load_gaussianhead_checkpoint", config.gaussianheadmodule, config.supresmodule,
+                                    config.load_supres_checkpoint, None)
     capture = HeadCapture(config.dataset)
     check_held_out(config, checkpoint)
     trained_width = checkpoint.config["gaussianheadmodule"]["exp_coeffs_dim"]

@@ -88,6 +88,7 @@ class GaussianHead(nn.Module):
     """Gaussian Head Avatar, section 3.2: neutral Gaussians in canonical units and six networks that move them."""
 
     landmarks_3d_neutral: Tensor
+    own_pose: Tensor
 
     def __init__(self, config: GaussianHeadConfig, point_count: int, landmark_count: int) -> None:
         """`config` must be resolved. Points and landmarks are zero until a handover or a checkpoint fills them."""
@@ -99,6 +100,7 @@ class GaussianHead(nn.Module):
         self.rotation = nn.Parameter(torch.zeros(point_count, 4))  # quaternion wxyz, normalised when used
         self.opacity = nn.Parameter(torch.zeros(point_count, 1))  # logit
         self.register_buffer("landmarks_3d_neutral", torch.zeros(landmark_count, 3))
+        self.register_buffer("own_pose", torch.zeros(6))  # a typical tracked pose of the training, for reenactment
         self.exp_color = MLP(config.exp_color_mlp)
         self.pose_color = MLP(config.pose_color_mlp)
         self.exp_deform = MLP(config.exp_deform_mlp)

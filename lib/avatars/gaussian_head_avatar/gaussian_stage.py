@@ -11,21 +11,23 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lib.avatars.gaussian_head_avatar.augmentation import random_zoom
-from lib.avatars.gaussian_head_avatar.avatar import RGB, GaussianAvatar, avatar_from, check_resolution, check_same
-from lib.avatars.gaussian_head_avatar.config import AvatarConfig, check_held_out
+from lib.avatars.gaussian_head_avatar.avatar import RGB, GaussianAvatar, avatar_from, check_resolution
+from lib.avatars.gaussian_head_avatar.config import AvatarConfig, check_held_out, check_same, check_subject
 from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHeadConfig
 from lib.avatars.gaussian_head_avatar.handover import hand_over, mesh_head_from
 from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
+from lib.avatars.gaussian_head_avatar.published import read_gaussian_head, read_mesh_head, refuse_published
 from lib.config import Config
 from lib.datasets.batches import HeadBatch
 from lib.datasets.head_capture import HeadCapture
 from lib.errors import InputError
 from lib.geometry.head_pose import HeadPose
+from lib.losses.gaussians import oversize, transparency
 from lib.losses.perceptual import load_lpips
 from lib.losses.photometric import visible_l1
 from lib.networks.upsampler import SCALE, Upsampler, UpsamplerConfig
 from lib.tensors import TensorBundle, keyed_generator
-from lib.training.checkpoint import Checkpoint, read_checkpoint
+from lib.training.checkpoint import load_module
 from lib.training.stage import AbstractStage, Comparison, StepReport
 from lib.training.trainer import TrainerConfig
 
@@ -36,6 +38,9 @@ class GaussianLossConfig(Config):
     fine: float = Field(1.0, ge=0, description="L1 of the super-resolved picture")
     coarse: float = Field(1.0, ge=0, description="L1 of the first three channels at a quarter of the resolution")
     lpips: float = Field(0.1, ge=0, description="LPIPS (VGG) of a random crop of the super-resolved picture; needs weights, 0 = off")
+    opacity: float = Field(0.0, ge=0, description="mean transparency (1 - opacity) of the Gaussians: against see-through side views (published: 0)")
+    scale: float = Field(0.0, ge=0, description="mean squared excess of the longest axis over scale_limit: against needles and blobs (published: 0)")
+    scale_limit: float = Field(0.03, gt=0, description="canonical units: axes longer than this are penalised by loss.scale")
     lpips_crop: int = Field(512, ge=16, description="pixels: side of that crop (the whole picture where it is smaller)")
     lpips_weights: Path = Field(Path("assets/lpips"), description="folder with vgg16.pth and lpips_vgg.pth")
     coarse_target: Literal["nearest", "area"] = Field("nearest", description="a quarter of the target: every 4th pixel (published) or the mean")
@@ -79,6 +84,8 @@ class GaussianLosses(TensorBundle):
     fine: Float[Tensor, ""]
     coarse: Float[Tensor, ""]
     lpips: Float[Tensor, ""]
+    opacity: Float[Tensor, ""]
+    scale: Float[Tensor, ""]
 
 
 class PoseOffsets(nn.Module):
@@ -101,10 +108,13 @@ class GaussianHeadStage(AbstractStage):
     def __init__(self, config: GaussianHeadTrainConfig, capture: HeadCapture, device: torch.device) -> None:
         check_resolution(config.dataset.resolution)
         self.lpips = load_lpips(config.loss.lpips_weights, "loss.lpips").to(device) if config.loss.lpips > 0 else None
-        self.avatar = self._start(config, capture)
+        self.avatar, offsets = self._start(config, capture)
         self.config = config.model_copy(update={"gaussianheadmodule": self.avatar.head.config})
         self.avatar.to(device)
-        self.pose_offsets = PoseOffsets(len(capture.frames)).to(device)
+        self.pose_offsets = PoseOffsets(len(capture.frames))
+        if offsets is not None:
+            load_module(self.pose_offsets, offsets, "load_delta_poses_checkpoint")
+        self.pose_offsets.to(device)
         self.modules = nn.ModuleDict({"gaussianhead": self.avatar.head, "supres": self.avatar.upsampler, "delta_poses": self.pose_offsets})
         head = self.avatar.head
         rates = dict(config.optimizer)
@@ -117,34 +127,39 @@ class GaussianHeadStage(AbstractStage):
             self.optimizers["pose"] = torch.optim.Adam(self.pose_offsets.parameters(), lr=config.lr_pose)
 
     @staticmethod
-    def _start(config: GaussianHeadTrainConfig, capture: HeadCapture) -> GaussianAvatar:
+    def _start(config: GaussianHeadTrainConfig, capture: HeadCapture) -> tuple[GaussianAvatar, dict[str, Tensor] | None]:
+        """The avatar, and pose offsets if it comes with some."""
         own = config.recorder.run_folder / "gaussianhead_latest"
-        given = config.start_from("load_gaussianhead_checkpoint")
-        for key in ("load_supres_checkpoint", "load_delta_poses_checkpoint"):
-            if config.start_from(key) is not None:
-                raise InputError(f"{key}: files of their own cannot be read yet; a gaussianhead checkpoint of ours contains them: leave this key out")
+        refuse_published(own)
+        given, supres, poses = (config.start_from(f"load_{name}_checkpoint") for name in ("gaussianhead", "supres", "delta_poses"))
         path = own if own.exists() else given
         if path is not None:
-            checkpoint = read_checkpoint(path, "gaussianhead", "resume" if path == own else "load_gaussianhead_checkpoint")
+            key = "resume" if path == own else "load_gaussianhead_checkpoint"
+            checkpoint = read_gaussian_head(path, key, config.gaussianheadmodule, config.supresmodule, supres, poses)
             check_same(config.gaussianheadmodule, checkpoint.config["gaussianheadmodule"], "gaussianheadmodule", path)
             check_same(config.supresmodule, checkpoint.config["supresmodule"], "supresmodule", path)
-            _check_subject(checkpoint, "gaussianhead", capture)
+            check_subject(checkpoint, "gaussianhead", capture)
             check_held_out(config, checkpoint)
             if path == given:  # the trainer says so when it resumes
                 print(f"gaussianhead: starting from the weights of {path}")
-            return avatar_from(checkpoint)
+            return avatar_from(checkpoint), checkpoint.modules.get("delta_poses")
+        if supres is not None or poses is not None:
+            raise InputError(f"load_{'supres' if supres is not None else 'delta_poses'}_checkpoint: given without load_gaussianhead_checkpoint; "
+                             "name all published files of that head, or none")
         if config.load_meshhead_checkpoint is None:
             raise InputError("load_meshhead_checkpoint: stage 2 starts from a stage-1 checkpoint; name it, e.g. checkpoints/<name>/meshhead_latest")
-        checkpoint = read_checkpoint(config.load_meshhead_checkpoint, "meshhead", "load_meshhead_checkpoint")
+        checkpoint = read_mesh_head(config.load_meshhead_checkpoint, "load_meshhead_checkpoint", config.meshheadmodule)
         check_same(config.meshheadmodule, checkpoint.config["meshheadmodule"], "meshheadmodule", checkpoint.path)
-        _check_subject(checkpoint, "meshhead", capture)
+        check_subject(checkpoint, "meshhead", capture)
         check_held_out(config, checkpoint)
         mesh_head = mesh_head_from(checkpoint)
         resolved = config.gaussianheadmodule.resolved(mesh_head.config, capture.expression_count)
         if config.supresmodule.input_dim != resolved.color_channels:
             raise InputError(f"supresmodule.input_dim is {config.supresmodule.input_dim}, but the head renders {resolved.color_channels} channels "
                              "(exp_color_mlp[-1])")
-        return GaussianAvatar(hand_over(mesh_head, resolved, config.trainer.seed), Upsampler(config.supresmodule))
+        head = hand_over(mesh_head, resolved, config.trainer.seed)
+        head.own_pose.copy_(_typical_pose(capture))
+        return GaussianAvatar(head, Upsampler(config.supresmodule)), None
 
     def step(self, batch: HeadBatch, step: int) -> StepReport:
         """One Adam step."""
@@ -159,7 +174,8 @@ class GaussianHeadStage(AbstractStage):
 
     def _losses(self, batch: HeadBatch, step: int) -> GaussianLosses:
         head = self.pose_offsets.correct(batch)
-        coarse = self.avatar.features(batch.expression, head.pose, head, batch.flat_camera())
+        cloud = self.avatar.head(batch.expression, head.pose, head)
+        coarse = self.avatar.features(cloud, batch.flat_camera())
         target, visible = batch.on_white().flatten(0, 1), batch.visible.flatten(0, 1)
         reduce = _every_fourth if self.config.loss.coarse_target == "nearest" else _mean_of_four
         coarse_loss = visible_l1(coarse.features[:, RGB], reduce(target), reduce(visible))
@@ -170,6 +186,7 @@ class GaussianHeadStage(AbstractStage):
         fine = self.avatar.upsampler(features)
         return GaussianLosses(
             fine=visible_l1(fine, target, visible), coarse=coarse_loss, lpips=self._perceptual(fine * visible, target * visible, random),
+            opacity=transparency(cloud), scale=oversize(cloud, head.scale, self.config.loss.scale_limit),
         )
 
     def _perceptual(self, image: Float[Tensor, "B 3 H W"], target: Float[Tensor, "B 3 H W"], random: torch.Generator) -> Float[Tensor, ""]:
@@ -182,15 +199,10 @@ class GaussianHeadStage(AbstractStage):
         return self.lpips(image[window], target[window]).mean()
 
 
-def _check_subject(checkpoint: Checkpoint, module: str, capture: HeadCapture) -> None:
-    """Raises InputError when a checkpoint belongs to a subject fitted with another 3DMM."""
-    trained = len(checkpoint.modules[module]["landmarks_3d_neutral"])
-    if trained != capture.control_count:
-        raise InputError(f"{checkpoint.path}: was trained with {trained} control landmarks, the data has {capture.control_count}: "
-                         "it belongs to a subject fitted with another 3DMM")
-    width = checkpoint.config.get("gaussianheadmodule", {}).get("exp_coeffs_dim", capture.expression_count)
-    if width != capture.expression_count:
-        raise InputError(f"{checkpoint.path}: was trained with {width} expression coefficients, the data has {capture.expression_count}")
+def _typical_pose(capture: HeadCapture) -> Float[Tensor, "6"]:
+    """The tracked pose of the training frame that is nearest to the mean of all."""
+    poses = torch.stack([capture.params[frame].pose for frame in capture.train_frames])
+    return poses[(poses - poses.mean(dim=0)).square().sum(dim=1).argmin()]
 
 
 def _every_fourth(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:

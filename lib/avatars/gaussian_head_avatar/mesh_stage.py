@@ -7,8 +7,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from lib.avatars.gaussian_head_avatar.config import AvatarConfig, check_held_out
+from lib.avatars.gaussian_head_avatar.config import AvatarConfig, check_held_out, check_same, check_subject
+from lib.avatars.gaussian_head_avatar.handover import mesh_head_from
 from lib.avatars.gaussian_head_avatar.mesh_head import DeformedHead, MeshHead, MeshHeadConfig
+from lib.avatars.gaussian_head_avatar.published import read_mesh_head, refuse_published
 from lib.config import Config
 from lib.datasets.batches import HeadBatch
 from lib.datasets.head_capture import HeadCapture
@@ -18,7 +20,6 @@ from lib.losses.silhouette import one_minus_iou
 from lib.render.mesh.interface import MeshImage
 from lib.render.mesh.reference import render_mesh
 from lib.tensors import TensorBundle
-from lib.training.checkpoint import load_module, read_checkpoint
 from lib.training.stage import AbstractStage, Comparison, StepReport
 from lib.training.trainer import TrainerConfig
 
@@ -69,24 +70,35 @@ class MeshHeadStage(AbstractStage):
     name = "meshhead"
 
     def __init__(self, config: MeshHeadTrainConfig, capture: HeadCapture, device: torch.device) -> None:
-        self.config = config.model_copy(update={"meshheadmodule": config.meshheadmodule.resolved(capture.expression_count)})
         self.weights = config.loss
-        self.head = MeshHead(self.config.meshheadmodule, capture.control_count).to(device)
-        start = config.start_from("load_meshhead_checkpoint")
-        if start is not None:
-            print(f"meshhead: starting from the weights of {start}")
-            checkpoint = read_checkpoint(start, self.name, "load_meshhead_checkpoint")
-            check_held_out(config, checkpoint)
-            load_module(self.head, checkpoint.modules["meshhead"], f"load_meshhead_checkpoint: {start}")
-        elif not (config.recorder.run_folder / "meshhead_latest").exists():  # else the trainer resumes from that
-            first = capture.item(capture.train_frames[0], capture.train_cameras[:1]).to(device)
-            self.head.start_landmarks_at(first.control_points, first.head)
-            self.head.start_as_sphere(config.trainer.seed)
+        self.head = self._start(config, capture, device)
+        self.config = config.model_copy(update={"meshheadmodule": self.head.config})
         self.modules = nn.ModuleDict({"meshhead": self.head})
         networks = [parameter for name, parameter in self.head.named_parameters() if name != "landmarks_3d_neutral"]
         self.optimizers = {"adam": torch.optim.Adam([
             {"params": networks, "lr": config.lr_net}, {"params": [self.head.landmarks_3d_neutral], "lr": config.lr_lmk},
         ])}
+
+    @staticmethod
+    def _start(config: MeshHeadTrainConfig, capture: HeadCapture, device: torch.device) -> MeshHead:
+        resolved = config.meshheadmodule.resolved(capture.expression_count)
+        own = config.recorder.run_folder / "meshhead_latest"
+        refuse_published(own)
+        given = config.start_from("load_meshhead_checkpoint")
+        path = own if own.exists() else given
+        if path is not None:
+            checkpoint = read_mesh_head(path, "resume" if path == own else "load_meshhead_checkpoint", resolved)
+            check_same(config.meshheadmodule, checkpoint.config["meshheadmodule"], "meshheadmodule", path)
+            check_subject(checkpoint, "meshhead", capture)
+            check_held_out(config, checkpoint)
+            if path == given:  # the trainer says so when it resumes
+                print(f"meshhead: starting from the weights of {path}")
+            return mesh_head_from(checkpoint).to(device)
+        head = MeshHead(resolved, capture.control_count).to(device)
+        first = capture.item(capture.train_frames[0], capture.train_cameras[:1]).to(device)
+        head.start_landmarks_at(first.control_points, first.head)
+        head.start_as_sphere(config.trainer.seed)
+        return head
 
     def step(self, batch: HeadBatch, step: int) -> StepReport:
         """One Adam step."""

@@ -9,20 +9,18 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
-from lib.avatars.gaussian_head_avatar.avatar import avatar_from, check_resolution, check_same
-from lib.avatars.gaussian_head_avatar.config import AvatarConfig
+from lib.avatars.gaussian_head_avatar.avatar import avatar_from, check_resolution
+from lib.avatars.gaussian_head_avatar.config import AvatarConfig, check_same
 from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHeadConfig
+from lib.avatars.gaussian_head_avatar.published import read_gaussian_head
 from lib.config import Config
 from lib.datasets.driving import DrivingFrame, DrivingSequence
 from lib.datasets.images import read_image, resize, write_image
 from lib.datasets.video import VideoWriter
 from lib.errors import InputError
 from lib.networks.upsampler import UpsamplerConfig
-from lib.training.checkpoint import read_checkpoint
 from lib.training.recorder import image_rows, write_seconds
 from lib.training.runtime import choose_device, is_terminal
-
-STAGE = "gaussianhead"
 
 
 class VideoConfig(Config):
@@ -50,20 +48,22 @@ def reenact(config: ReenactmentConfig) -> Path:
     """
     start = time.perf_counter()
     check_resolution(config.dataset.resolution)
-    driver = DrivingSequence(config.dataset)
     if config.load_gaussianhead_checkpoint is None:
         raise InputError("load_gaussianhead_checkpoint: name the avatar, e.g. checkpoints/<name>/gaussianhead_latest")
-    checkpoint = read_checkpoint(config.load_gaussianhead_checkpoint, STAGE, "load_gaussianhead_checkpoint")
+    # Of load_delta_poses_checkpoint nothing is needed: offsets belong to frames of the training.
+    checkpoint = read_gaussian_head(config.load_gaussianhead_checkpoint, "load_gaussianhead_checkpoint", config.gaussianheadmodule,
+                                    config.supresmodule, config.load_supres_checkpoint, None)
     check_same(config.gaussianheadmodule, checkpoint.config["gaussianheadmodule"], "gaussianheadmodule", checkpoint.path)
     check_same(config.supresmodule, checkpoint.config["supresmodule"], "supresmodule", checkpoint.path)
     device = choose_device(config.device, config.gpu_id)
     avatar = avatar_from(checkpoint).to(device).eval()
+    driver = DrivingSequence(config.dataset, avatar.head.own_pose.cpu())
     if driver.expression_count != avatar.head.config.exp_coeffs_dim:
         raise InputError(f"{driver.files[0]}: the driver has {driver.expression_count} expression coefficients, the avatar was trained with "
                          f"{avatar.head.config.exp_coeffs_dim}; drive it with parameters of the same 3DMM")
     folder = config.recorder.result_folder
     print(f"reenactment: {len(driver)} frames of {config.dataset.resolution}x{config.dataset.resolution}, smoothing {config.dataset.smoothing}, "
-          f"{'free view' if config.dataset.freeview else 'given camera'}, on {device}")
+          f"camera {config.dataset.camera_mode}, head pose {config.dataset.head_pose_mode}, pose code {config.dataset.pose_code_mode}, on {device}")
     for old in (folder / "frames").glob("[0-9]*.png"):  # of an earlier, perhaps longer driver
         old.unlink()
     shown = _spread_rows(len(driver), config.video.sheet_columns * config.video.sheet_rows)
