@@ -114,7 +114,7 @@ def check(config: HeadCaptureConfig, model_bbox: BoundingBox, full: bool, output
         print(f"note: {note}")
     bounds = face_bounds(capture, capture.frames if full else spread(capture.frames, CHECKED_FRAMES))
     for name, low, high, box in zip("xyz", bounds.low.amin(dim=0).tolist(), bounds.high.amax(dim=0).tolist(), model_bbox, strict=True):
-        out = "; the face sticks out and is cut there" if name in bounds.sticking_out(model_bbox) else ""
+        out = ", which cuts the face" if name in bounds.sticking_out(model_bbox) else ""
         print(f"face, {name}: {low:.2f} to {high:.2f} canonical units (model_bbox {box[0]:g} to {box[1]:g}{out})")
     problems += bounds.problems(capture, model_bbox)
     _print_jumps(capture)

@@ -100,7 +100,7 @@ class CaptureReport:
             f"{self.frames} frames x {self.cameras} cameras" + (f" in {self.sequences} sequences" if self.sequences > 1 else "")
             + f", {self.expressions} expression coefficients, {self.scale:.3g} world units per canonical unit",
             f"face in canonical units: {_box(extent)}; model_bbox {_box(self.model_bbox)}"
-            + (f"; the face sticks out along {', '.join(out)} and is cut there" if out else ""),
+            + (f": cuts the face along {', '.join(out)}" if out else ""),
             f"landmarks: {mean(measure.inside_picture for measure in self.measures):.0%} inside the picture, "
             f"{mean(measure.inside_matte for measure in self.measures):.0%} inside the matte "
             f"(worst of {len(self.measures)} pictures: {worst.inside_matte:.0%}, frame {worst.picture.frame}, camera {worst.picture.camera})",
