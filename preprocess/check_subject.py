@@ -127,7 +127,7 @@ def check(config: HeadCaptureConfig, model_bbox: BoundingBox, full: bool, output
     for camera in capture.camera_ids:
         seen = [measure for measure in measures if measure.picture.camera == camera]
         print(_camera_line(camera, seen, reprojections.get(camera)))
-        problems += _camera_problems(capture, camera, seen, reprojections.get(camera))
+    problems += _matte_problems(capture, measures) + _reprojection_problems(capture, reprojections)
     if measures:
         problems += picture_problems(capture, measures)
         frame = measures[len(measures) // 2].picture.frame
@@ -235,19 +235,28 @@ def _camera_line(camera: str, seen: list[PictureMeasure], reprojection: Reprojec
     return " ".join(parts)
 
 
-def _camera_problems(capture: HeadCapture, camera: str, seen: list[PictureMeasure], reprojection: Reprojection | None) -> list[str]:
-    path, problems = capture.folder.camera_path(capture.frames[0], camera), []
-    on_head = mean(measure.inside_matte for measure in seen) if seen else 1.0
-    if on_head < LEAST_ON_HEAD:
-        problems.append(f"{path}: only {on_head:.0%} of the landmarks of camera {camera} fall on the matte ({len(seen)} pictures); expected more "
-                        f"than {LEAST_ON_HEAD:.0%}: are camera, mattes and 3DMM fit of the same frame, and the intrinsics of the same crop?")
+def _matte_problems(capture: HeadCapture, measures: tuple[PictureMeasure, ...]) -> list[str]:
+    """One line naming the cameras whose landmarks miss the head."""
+    shares: dict[str, list[float]] = {}
+    for measure in measures:
+        shares.setdefault(measure.picture.camera, []).append(measure.inside_matte)
+    off = [f"{camera} ({mean(values):.0%})" for camera, values in shares.items() if mean(values) < LEAST_ON_HEAD]
+    if not off:
+        return []
+    return [f"{capture.folder.root / 'cameras'}: in {len(off)} of {len(shares)} cameras less than {LEAST_ON_HEAD:.0%} of the landmarks fall on the "
+            f"matte: {', '.join(off)}. Are camera, matte and 3DMM fit of the same frame, and the intrinsics of the same crop?"]
+
+
+def _reprojection_problems(capture: HeadCapture, reprojections: dict[str, Reprojection]) -> list[str]:
+    """One line naming the cameras whose landmarks lie far from the detected ones."""
     limit = LARGEST_ERROR * capture.config.original_resolution
-    if reprojection is not None and reprojection.error > limit:
-        problems.append(f"{path}: projected 3D landmarks of camera {camera} lie {reprojection.error:.1f} px from the detected ones (median of "
-                        f"{reprojection.pictures} pictures; expected at most {limit:.1f}). Detections are shifted by ({reprojection.shift[0]:+.1f}, "
-                        f"{reprojection.shift[1]:+.1f}) px: a like shift of all landmarks is a wrong principal point ('intrinsic' of another crop), "
-                        "a spread one a wrong 'extrinsic' or fit")
-    return problems
+    off = [f"{camera} by {one.error:.1f} px (detected - projected: {one.shift[0]:+.1f}, {one.shift[1]:+.1f})"
+           for camera, one in reprojections.items() if one.error > limit]
+    if not off:
+        return []
+    return [f"{capture.folder.root / 'cameras'}: in {len(off)} of {len(reprojections)} cameras projected 3D landmarks miss the detected ones by more "
+            f"than {limit:.1f} px (median): {'; '.join(off)}. The same shift everywhere is a wrong principal point ('intrinsic' of another crop), "
+            "different ones a wrong 'extrinsic' or 3DMM fit"]
 
 
 def _some(lines: Iterable[str], what: str) -> list[str]:

@@ -31,9 +31,8 @@ class HeadCaptureConfig(Config):
     resolution: int = Field(512, gt=0, description="pixels: size of the images handed out")
     num_sample_view: int = Field(8, gt=0, description="random views of one frame per mesh-head step")
     held_out_cameras: tuple[str, ...] = Field((), description="cameras of camera_ids never trained on (evaluation split novel_view)")
-    held_out_sequences: tuple[str, ...] = Field((), description=
-                                                 "sequences of frames.json (without it: block_0 ... block_9, tenths of the frames) never trained on "
-                                                 "(split novel_sequence)")
+    held_out_sequences: tuple[str, ...] = Field(
+        (), description="sequences of frames.json never trained on (split novel_sequence); without it block_0 ... block_9, tenths of the frames")
     cache_gb: float = Field(2.0, ge=0, description="GB of decoded images kept in memory, per loading process")
 
 
@@ -150,7 +149,7 @@ class HeadCapture:
             return cached
         image = self._decode(picture, "image")
         mask = self._decode(picture, "mask")[:1]
-        has_visible = self._inventory.source(picture.frame, picture.camera, "visible") is not None
+        has_visible = self._inventory.has(picture.frame, picture.camera, "visible")
         visible = self._decode(picture, "visible")[:1] if has_visible else torch.full_like(mask, 255)
         pixels = torch.cat([image, mask, visible])
         if self._cache_bytes + pixels.nbytes <= self.config.cache_gb * 1e9:
@@ -159,7 +158,7 @@ class HeadCapture:
         return pixels
 
     def _decode(self, picture: Picture, kind: str) -> UInt8[Tensor, "3 H W"]:
-        path = self._inventory.source(picture.frame, picture.camera, kind) or self.folder.image_path(picture.frame, picture.camera, kind)
+        path = self._inventory.source(picture.frame, picture.camera, kind)
         image = read_image(path)
         size = self.config.original_resolution
         expected = (LOWRES_SIZE, LOWRES_SIZE) if "_lowres_" in path.name else (size, size)

@@ -44,10 +44,14 @@ class Inventory:
     unlisted: tuple[str, ...]
     resolution: int
 
-    def source(self, frame: str, camera: str, kind: str) -> Path | None:
-        """The file a picture is decoded from: lowres where that is enough and exists, else full, else None."""
+    def source(self, frame: str, camera: str, kind: str) -> Path:
+        """The file a picture is decoded from: lowres where that is enough and exists, else full. A missing one is where a JPEG belongs."""
         name = self._source_name(self.files[frame], camera, kind)
-        return self.folder.images_path(frame) / name if name else None
+        return self.folder.images_path(frame) / name if name else self.folder.image_path(frame, camera, kind)
+
+    def has(self, frame: str, camera: str, kind: str) -> bool:
+        """Whether there is a file of this kind."""
+        return self._source_name(self.files[frame], camera, kind) is not None
 
     def missing(self) -> list[Missing]:
         """All files that training would miss, frame by frame."""

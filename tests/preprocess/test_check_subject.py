@@ -133,7 +133,18 @@ def test_a_shifted_principal_point_is_found_by_detections(copy, look):
     write_detections(copy, SIZE)
     shift(copy, USED[1], SHIFT)
     (line,) = [line for line in problems(look, copy) if "principal point" in line]
-    assert f"camera {USED[1]} lie {SHIFT:.1f} px" in line and f"({-SHIFT:+.1f}, +0.0) px" in line.replace("-0.0)", "+0.0)")
+    assert "in 1 of 3 cameras" in line and f"{USED[1]} by {SHIFT:.1f} px" in line and f"{-SHIFT:+.1f}, " in line
+
+
+def test_a_shifted_principal_point_is_found_by_mattes_where_it_is_large(copy, look):
+    shift(copy, USED[1], 4 * SHIFT)
+    (line,) = [line for line in problems(look, copy) if "fall on the matte" in line]
+    assert "in 1 of 3 cameras" in line and USED[1] in line
+
+
+def test_heads_that_jump_are_named_but_are_no_problem(copy, look, monkeypatch):
+    monkeypatch.setattr(check_subject, "LARGEST_JUMP", 0.0)
+    assert "look at frames 0000 and 0001: the head jumps by 0.0" in look(copy)
 
 
 def test_pictures_without_detections_are_skipped(copy, look):
