@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from pydantic import Field
@@ -11,12 +12,14 @@ from torch import Tensor
 from lib.config import Config
 from lib.datasets.batches import HeadBatch
 from lib.datasets.images import read_image, resize
-from lib.datasets.layout import CaptureFolder, FrameParams
+from lib.datasets.inventory import LOWRES_SIZE, take_inventory
+from lib.datasets.layout import LANDMARK_COUNT, CaptureFolder, FrameParams
 from lib.errors import InputError
 from lib.geometry.camera import Camera
 from lib.geometry.head_pose import HeadPose
 
-LOWRES_SIZE = 256  # pixels of the `_lowres` files
+BLOCKS = 10  # without frames.json, that many contiguous parts of the sorted frames stand in for sequences
+FOREGROUND = 128  # of 255: from here on a pixel of a matte counts as head
 
 
 class HeadCaptureConfig(Config):
@@ -28,7 +31,8 @@ class HeadCaptureConfig(Config):
     resolution: int = Field(512, gt=0, description="pixels: size of the images handed out")
     num_sample_view: int = Field(8, gt=0, description="random views of one frame per mesh-head step")
     held_out_cameras: tuple[str, ...] = Field((), description="cameras of camera_ids never trained on (evaluation split novel_view)")
-    held_out_sequences: tuple[str, ...] = Field((), description="sequences of frames.json never trained on (split novel_sequence)")
+    held_out_sequences: tuple[str, ...] = Field(
+        (), description="sequences of frames.json never trained on (split novel_sequence); without it block_0 ... block_9, tenths of the frames")
     cache_gb: float = Field(2.0, ge=0, description="GB of decoded images kept in memory, per loading process")
 
 
@@ -43,31 +47,42 @@ class Picture:
 class HeadCapture:
     """Validated view of a subject folder. Parameters and cameras are read at once, images when asked for.
 
+    `camera_ids` are the listed cameras that exist; `notes` say in one line each what was left out or derived.
     Raises InputError for anything missing or malformed, naming the file, the frame and how many more.
     """
 
     def __init__(self, config: HeadCaptureConfig) -> None:
         self.config = config
         self.folder = CaptureFolder(config.dataroot)
-        if not config.camera_ids:
-            raise InputError("dataset.camera_ids: no camera is listed; name the <camera> parts of images/<frame>/image_<camera>.jpg")
-        unknown = [camera for camera in config.held_out_cameras if camera not in config.camera_ids]
-        if unknown:
-            raise InputError(f"dataset.held_out_cameras: '{unknown[0]}' is not one of dataset.camera_ids {list(config.camera_ids)}")
-        self.frames = self.folder.frames()
-        self._check_files()
+        self._inventory = take_inventory(self.folder, config.camera_ids, config.resolution)
+        self.frames = list(self._inventory.files)
+        self.camera_ids = list(self._inventory.camera_ids)
+        self._check_held_out_cameras()
+        self._inventory.require_complete()
+
         self.params: dict[str, FrameParams] = {frame: self.folder.read_params(frame) for frame in self.frames}
-        self.control_points = {frame: self.folder.read_control_points(frame) for frame in self.frames}
+        control = {frame: self.folder.read_control_points(frame) for frame in self.frames}
+        self.control_points = {frame: read.points for frame, read in control.items()}
         self.cameras = {
-            Picture(frame, camera): self.folder.read_camera(frame, camera) for frame in self.frames for camera in config.camera_ids
+            Picture(frame, camera): self.folder.read_camera(frame, camera) for frame in self.frames for camera in self.camera_ids
         }
         self._check_widths()
-        self.sequence_of = self._sequences()
-        self.train_cameras = [camera for camera in config.camera_ids if camera not in config.held_out_cameras]
+        self.sequence_of, sequence_notes = self._sequences()
+
+        self.train_cameras = [camera for camera in self.camera_ids if camera not in config.held_out_cameras]
         self.train_frames = [frame for frame in self.frames if self.sequence_of[frame] not in config.held_out_sequences]
         self.held_out_frames = [frame for frame in self.frames if self.sequence_of[frame] in config.held_out_sequences]
         if not self.train_cameras or not self.train_frames:
             raise InputError("dataset: everything is held out; leave at least one camera and one sequence to train on")
+
+        dropped = sum(read.stored_landmarks != LANDMARK_COUNT for read in control.values())
+        wrapped = sum(params.scale_shape != (1,) for params in self.params.values())
+        self.notes: tuple[str, ...] = (
+            *self._inventory.notes(config.original_resolution),
+            *([f"68 landmarks: rows 48 and 54 (outer mouth corners) are dropped, in {dropped} of {len(self.frames)} frames"] if dropped else []),
+            *([f"scale of shape (1,1) is read as (1,), in {wrapped} of {len(self.frames)} frames"] if wrapped else []),
+            *sequence_notes,
+        )
         self._cache: dict[Picture, UInt8[Tensor, "5 H W"]] = {}
         self._cache_bytes = 0
 
@@ -91,16 +106,14 @@ class HeadCapture:
 
     def item(self, frame: str, cameras: list[str]) -> HeadBatch:
         """One frame (no batch dimension) seen by the given cameras."""
-        size, original = self.config.resolution, self.config.original_resolution
         pixels = torch.stack([self._pixels(Picture(frame, camera)) for camera in cameras]).float() / 255.0
-        extrinsics, intrinsics = zip(*(self.cameras[Picture(frame, camera)] for camera in cameras), strict=True)
         params = self.params[frame]
         return HeadBatch(
             frame=frame,
             view=" ".join(cameras),
             frame_index=torch.tensor(self.frames.index(frame)),
             images=pixels[:, :3], masks=pixels[:, 3:4], visible=pixels[:, 4:5],
-            camera=Camera(torch.stack(extrinsics), torch.stack(intrinsics), original, original).resized(size, size),
+            camera=self.camera(frame, cameras),
             expression=params.expression,
             head=HeadPose(params.pose, params.scale),
             control_points=self.control_points[frame],
@@ -109,6 +122,16 @@ class HeadCapture:
     def pictures(self, pictures: list[Picture]) -> HeadBatch:
         """A batch of single-view items."""
         return HeadBatch.stack([self.item(picture.frame, [picture.camera]) for picture in pictures])
+
+    def camera(self, frame: str, cameras: list[str]) -> Camera:
+        """The given cameras at one frame, for pictures of `resolution`."""
+        size, original = self.config.resolution, self.config.original_resolution
+        extrinsics, intrinsics = zip(*(self.cameras[Picture(frame, camera)] for camera in cameras), strict=True)
+        return Camera(torch.stack(extrinsics), torch.stack(intrinsics), original, original).resized(size, size)
+
+    def matte(self, picture: Picture) -> UInt8[Tensor, "H W"]:
+        """The mask alone, 0 to 255."""
+        return self._decode(picture, "mask")[0]
 
     def expressionless(self, picture: Picture) -> Float[Tensor, "3 H W"] | None:
         """The truth with expression 0 on white, where the subject is synthetic."""
@@ -126,7 +149,8 @@ class HeadCapture:
             return cached
         image = self._decode(picture, "image")
         mask = self._decode(picture, "mask")[:1]
-        visible = self._decode(picture, "visible")[:1] if self._source(picture, "visible").exists() else torch.full_like(mask, 255)
+        has_visible = self._inventory.has(picture.frame, picture.camera, "visible")
+        visible = self._decode(picture, "visible")[:1] if has_visible else torch.full_like(mask, 255)
         pixels = torch.cat([image, mask, visible])
         if self._cache_bytes + pixels.nbytes <= self.config.cache_gb * 1e9:
             self._cache[picture] = pixels
@@ -134,38 +158,26 @@ class HeadCapture:
         return pixels
 
     def _decode(self, picture: Picture, kind: str) -> UInt8[Tensor, "3 H W"]:
-        path = self._source(picture, kind)
+        path = self._inventory.source(picture.frame, picture.camera, kind)
         image = read_image(path)
         size = self.config.original_resolution
         expected = (LOWRES_SIZE, LOWRES_SIZE) if "_lowres_" in path.name else (size, size)
         if tuple(image.shape[1:]) != expected:
             raise InputError(f"{path}: expected {expected[1]}x{expected[0]} pixels, found {image.shape[2]}x{image.shape[1]}; "
                              "full images must have dataset.original_resolution, lowres images 256")
+        if kind == "mask" and int(image[0].max()) < FOREGROUND:
+            # A picture without a head would teach that there is none.
+            raise InputError(f"{path}: the matte is black (largest value {int(image[0].max())}); expected 255 on the head and 0 elsewhere: "
+                             "matte this picture again, or leave this frame or camera out")
         return resize(image, self.config.resolution)
 
-    def _source(self, picture: Picture, kind: str) -> Path:
-        """The lowres file where it is enough and exists, else the full one."""
-        low = self.folder.image_path(picture.frame, picture.camera, kind, lowres=True)
-        if self.config.resolution <= LOWRES_SIZE and low.exists():
-            return low
-        return self.folder.image_path(picture.frame, picture.camera, kind)
-
-    def _check_files(self) -> None:
-        missing = [
-            path
-            for frame in self.frames
-            for path in (self.folder.params_path(frame), self.folder.landmarks_path(frame), self.folder.vertices_path(frame), *(
-                path
-                for camera in self.config.camera_ids
-                for path in (*(self._source(Picture(frame, camera), kind) for kind in ("image", "mask")), self.folder.camera_path(frame, camera))
-            ))
-            if not path.exists()
-        ]
-        if missing:
-            hints = {"vertices.npy": "run the 3DMM fitting again with save_vertices: True"}
-            hint = hints.get(missing[0].name, "make it, or leave the frame or camera out")
-            raise InputError(f"{missing[0]}: file is missing ({len(missing)} missing in all for {len(self.frames)} frames x "
-                             f"{len(self.config.camera_ids)} cameras); {hint}")
+    def _check_held_out_cameras(self) -> None:
+        for camera in self.config.held_out_cameras:
+            if camera not in self.config.camera_ids:
+                raise InputError(f"dataset.held_out_cameras: '{camera}' is not one of dataset.camera_ids {list(self.config.camera_ids)}")
+            if camera not in self.camera_ids:
+                raise InputError(f"dataset.held_out_cameras: '{camera}' has no image in any frame of {self.folder.root}; "
+                                 f"hold out one of {self.camera_ids}")
 
     def _check_widths(self) -> None:
         first = self.frames[0]
@@ -178,15 +190,25 @@ class HeadCapture:
                     raise InputError(f"{path}: frame {frame} has {found} values where frame {first} has {expected}; "
                                      "all frames must come from one 3DMM")
 
-    def _sequences(self) -> dict[str, str]:
+    def _sequences(self) -> tuple[dict[str, str], list[str]]:
+        """The sequence of every frame, and a note where it had to be made up."""
+        held_out, path = self.config.held_out_sequences, self.folder.frames_path()
         records = self.folder.records(self.frames)
-        if records is None:
-            if self.config.held_out_sequences:
-                raise InputError(f"{self.folder.frames_path()}: file is missing, so dataset.held_out_sequences cannot be applied; "
-                                 "write it (README, 'subject folder') or hold out nothing")
-            return dict.fromkeys(self.frames, "")
-        known = {record.sequence for record in records}
-        unknown = [name for name in self.config.held_out_sequences if name not in known]
+        if records is not None:
+            sequence_of = {record.frame: record.sequence for record in records}
+            self._check_held_out_sequences(sequence_of, f"in {path}")
+            return sequence_of, []
+        parts = np.array_split(np.arange(len(self.frames)), min(BLOCKS, len(self.frames)))
+        blocks = {self.frames[index]: f"block_{number}" for number, part in enumerate(parts) for index in part}
+        self._check_held_out_sequences(blocks, f"one of the blocks that stand in for sequences, as there is no {path}")
+        span = f"{len(parts)} contiguous blocks of the sorted frames, block_0 to block_{len(parts) - 1}"
+        if not held_out:
+            return dict.fromkeys(self.frames, ""), [f"no frames.json: dataset.held_out_sequences may name {span}"]
+        held = sum(block in held_out for block in blocks.values())
+        return blocks, [f"no frames.json: sequences are {span}; {held} of {len(self.frames)} frames are held out"]
+
+    def _check_held_out_sequences(self, sequence_of: dict[str, str], where: str) -> None:
+        unknown = [name for name in self.config.held_out_sequences if name not in sequence_of.values()]
         if unknown:
-            raise InputError(f"dataset.held_out_sequences: '{unknown[0]}' is not in {self.folder.frames_path()}; found {sorted(known)}")
-        return {record.frame: record.sequence for record in records}
+            known = list(dict.fromkeys(sequence_of.values()))
+            raise InputError(f"dataset.held_out_sequences: '{unknown[0]}' is not {where}; found {known}")

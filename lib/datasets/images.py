@@ -24,6 +24,8 @@ def read_image(path: Path) -> UInt8[Tensor, "3 H W"]:
         raise InputError(f"{path}: image is missing (a .png of the same name is accepted too)") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if not data:
+        raise InputError(f"{path}: the file is empty (0 bytes); write the image again")
     ending = _ENDINGS.get(data[:2])
     if ending is None:
         raise InputError(f"{path}: expected a JPEG or PNG, found {len(data)} bytes that are neither; write the image again")

@@ -5,10 +5,13 @@
     <subject>/params/<frame>/params.npz               id_coeff, exp_coeff (1,E), scale (1,), pose (1,6) rotation vector + translation
     <subject>/params/<frame>/{lmk_3d,vertices}.npy    (66,3) landmarks and (M,3) model vertices, world units
     <subject>/frames.json                             optional: sequence and time of every frame
+    <subject>/landmarks/<frame>/lmk_<camera>.npy      optional: (68,3) detected x, y, score; training never reads it
     <subject>/expressionless/<frame>/{image,mask}_<camera>.jpg   synthetic subjects only: the truth with expression 0
 """
 
+import io
 import json
+import os
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -27,7 +30,11 @@ LANDMARK_COUNT = 66  # the 68-point set without the outer mouth corners 48 and 5
 MOUTH_ROWS = slice(48, 66)
 UPPER_LIP_ROW, LOWER_LIP_ROW = 60, 64  # centres of the inner lips (62 and 66 of the 68-point set)
 LEFT_MOUTH_ROW, RIGHT_MOUTH_ROW = 58, 62  # inner mouth corners (60 and 64 of the 68-point set)
+OUTER_MOUTH_CORNERS = (48, 54)  # rows of the 68-point set that the 66 landmarks lack
+JAW_ROWS = slice(0, 17)
 CONTROL_VERTEX_STRIDE = 100  # control landmarks are the 66 landmarks and every 100th model vertex
+PARAMS_NAME, LANDMARKS_NAME, VERTICES_NAME = "params.npz", "lmk_3d.npy", "vertices.npy"
+IMAGE_SUFFIXES = (".jpg", ".png")  # in order of preference
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,38 @@ class FrameParams(TensorBundle):
     expression: Float[Tensor, "E"]
     pose: Float[Tensor, "6"]
     scale: Float[Tensor, "1"]
+    scale_shape: tuple[int, ...]  # as stored
+
+
+@dataclass(frozen=True)
+class ControlPoints(TensorBundle):
+    """What ties the head to the 3DMM in one frame, world units: 66 landmarks, then every 100th model vertex."""
+
+    points: Float[Tensor, "L 3"]
+    stored_landmarks: int
+
+
+@dataclass(frozen=True)
+class FrameFiles:
+    """Names of one frame's files, listed once: asking costs no access to the disk."""
+
+    images: frozenset[str]
+    cameras: frozenset[str]
+    params: frozenset[str]
+
+    def image_name(self, camera: str, kind: str = "image", lowres: bool = False) -> str | None:
+        """The JPEG, else the PNG, else None. `kind` is image, mask or visible."""
+        stem = _image_stem(camera, kind, lowres)
+        return next((stem + suffix for suffix in IMAGE_SUFFIXES if stem + suffix in self.images), None)
+
+    def has_camera(self, camera: str) -> bool:
+        """Whether the camera file is there."""
+        return _camera_name(camera) in self.cameras
+
+    def pictured_cameras(self) -> set[str]:
+        """Cameras that have an image, full or lowres."""
+        stems = (name[:-4] for name in self.images if name.startswith("image_") and name.endswith(IMAGE_SUFFIXES))
+        return {stem.removeprefix("image_").removeprefix("lowres_") for stem in stems}
 
 
 @dataclass(frozen=True)
@@ -53,12 +92,16 @@ class CaptureFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        # A rig does not move: equal camera files are parsed once, which makes thousands of frames cheap.
+        self._parsed_cameras: dict[bytes, tuple[Float[Tensor, "3 4"], Float[Tensor, "3 3"]]] = {}
 
     def image_path(self, frame: str, camera: str, kind: str = "image", lowres: bool = False) -> Path:
-        """`kind` is image, mask or visible. A PNG is taken where there is no JPEG."""
-        stem = self.root / "images" / frame / f"{kind}_{'lowres_' if lowres else ''}{camera}"
-        jpeg, png = stem.with_suffix(".jpg"), stem.with_suffix(".png")
-        return png if png.exists() and not jpeg.exists() else jpeg
+        """Where the JPEG of a picture belongs; `kind` is image, mask or visible."""
+        return self.images_path(frame) / f"{_image_stem(camera, kind, lowres)}.jpg"
+
+    def images_path(self, frame: str) -> Path:
+        """All pictures of one frame."""
+        return self.root / "images" / frame
 
     def expressionless_path(self, frame: str, camera: str, kind: str = "image") -> Path:
         """The same picture (or mask) with expression 0: synthetic subjects only."""
@@ -70,19 +113,23 @@ class CaptureFolder:
 
     def camera_path(self, frame: str, camera: str) -> Path:
         """Extrinsic and intrinsic of one picture."""
-        return self.root / "cameras" / frame / f"camera_{camera}.npz"
+        return self.root / "cameras" / frame / _camera_name(camera)
 
     def params_path(self, frame: str) -> Path:
         """Tracked parameters of one frame."""
-        return self.root / "params" / frame / "params.npz"
+        return self.root / "params" / frame / PARAMS_NAME
 
     def landmarks_path(self, frame: str) -> Path:
         """3D landmarks of one frame."""
-        return self.root / "params" / frame / "lmk_3d.npy"
+        return self.root / "params" / frame / LANDMARKS_NAME
 
     def vertices_path(self, frame: str) -> Path:
         """Model vertices of one frame."""
-        return self.root / "params" / frame / "vertices.npy"
+        return self.root / "params" / frame / VERTICES_NAME
+
+    def detections_path(self, frame: str, camera: str) -> Path:
+        """2D landmarks found in one picture."""
+        return self.root / "landmarks" / frame / f"lmk_{camera}.npy"
 
     def frames_path(self) -> Path:
         """Which sequence each frame belongs to."""
@@ -94,10 +141,21 @@ class CaptureFolder:
             raise InputError(f"dataset.dataroot: '{self.root}' is not a folder; expected a subject folder with images/, cameras/, "
                              "params/ (README, 'subject folder'; `python -m preprocess.demo_subject` makes one)")
         images = self.root / "images"
-        names = sorted(path.name for path in images.iterdir() if path.is_dir()) if images.is_dir() else []
+        # Hidden folders (.ipynb_checkpoints and the like) are left by tools, not by a capture.
+        names = sorted(path.name for path in images.iterdir() if path.is_dir() and not path.name.startswith(".")) if images.is_dir() else []
         if not names:
             raise InputError(f"{images}: expected one folder per frame (e.g. images/0000/), found none")
+        by_number: dict[int, str] = {}
+        for name in filter(str.isdecimal, names):
+            other = by_number.setdefault(int(name), name)
+            if other != name:
+                raise InputError(f"{images}: frames '{other}' and '{name}' have the same number; remove or rename one of the two folders")
         return names
+
+    def files(self, frame: str) -> FrameFiles:
+        """What one frame holds: three directory listings instead of a question per file."""
+        return FrameFiles(*(_file_names(folder) for folder in (
+            self.images_path(frame), self.camera_path(frame, "").parent, self.params_path(frame).parent)))
 
     def records(self, frames: list[str]) -> list[FrameRecord] | None:
         """frames.json for exactly these frames, or None when the subject has no such file."""
@@ -106,40 +164,59 @@ class CaptureFolder:
             return None
         try:
             rows = json.loads(path.read_text(encoding="utf-8"))["frames"]
-            records = {row["frame"]: FrameRecord(str(row["frame"]), str(row["sequence"]), float(row["time"])) for row in rows}
+            records = [FrameRecord(str(row["frame"]), str(row["sequence"]), float(row["time"])) for row in rows]
+            by_frame = {record.frame: record for record in records}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f'{path}: expected {{"frames": [{{"frame": "0000", "sequence": "EXP-2-eyes", "time": 0.0}}, ...]}}, '
                              f"found something else ({type(error).__name__}: {error})") from error
-        missing = [frame for frame in frames if frame not in records]
+        if len(by_frame) < len(records):
+            names = [record.frame for record in records]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(f"{path}: frame '{twice}' has {names.count(twice)} entries; leave one")
+        missing = [frame for frame in frames if frame not in by_frame]
         if missing:
             raise InputError(f"{path}: no entry for frame {missing[0]} ({len(missing)} of {len(frames)} missing); "
                              "add them or remove the file")
-        return [records[frame] for frame in frames]
+        return [by_frame[frame] for frame in frames]
 
     def read_camera(self, frame: str, camera: str) -> tuple[Float[Tensor, "3 4"], Float[Tensor, "3 3"]]:
         """World->camera and intrinsics in pixels of the original resolution."""
-        return read_camera_file(self.camera_path(frame, camera))
+        path = self.camera_path(frame, camera)
+        data = _bytes(path)
+        if data not in self._parsed_cameras:
+            self._parsed_cameras[data] = _checked_camera(path, _parse(path, data))
+        return self._parsed_cameras[data]
 
     def read_params(self, frame: str) -> FrameParams:
         """Expression, pose and scale of one frame."""
         return read_params_file(self.params_path(frame))
 
-    def read_control_points(self, frame: str) -> Float[Tensor, "L 3"]:
-        """World positions of the control landmarks: the 66 landmarks, then every 100th model vertex."""
+    def read_control_points(self, frame: str) -> ControlPoints:
+        """World positions of the control landmarks. 68 landmarks lose the outer mouth corners."""
         path = self.landmarks_path(frame)
-        landmarks = _array(path, _load(path), (None, 3))
-        if len(landmarks) == LANDMARK_COUNT + 2:
-            landmarks = landmarks[[row for row in range(LANDMARK_COUNT + 2) if row not in (48, 54)]]
+        stored = _array(path, _load(path), (None, 3))
+        landmarks = _without_outer_corners(stored)
         if len(landmarks) != LANDMARK_COUNT:
-            raise InputError(f"{path}: expected {LANDMARK_COUNT} landmarks (or 68), found {len(landmarks)}")
+            raise InputError(f"{path}: expected {LANDMARK_COUNT} landmarks (or 68), found {len(stored)}")
         path = self.vertices_path(frame)
         vertices = _array(path, _load(path), (None, 3))
-        return torch.from_numpy(np.concatenate([landmarks, vertices[::CONTROL_VERTEX_STRIDE]]))
+        return ControlPoints(torch.from_numpy(np.concatenate([landmarks, vertices[::CONTROL_VERTEX_STRIDE]])), len(stored))
+
+    def read_detections(self, frame: str, camera: str) -> Float[Tensor, "66 2"] | None:
+        """Detected landmarks in pixels of the detector's image; None where there is no file or nothing was found (all zeros)."""
+        path = self.detections_path(frame, camera)
+        if not path.exists():
+            return None
+        stored = _array(path, _load(path), (None, 3))
+        found = _without_outer_corners(stored)
+        if len(found) != LANDMARK_COUNT:
+            raise InputError(f"{path}: expected 68 landmarks (or {LANDMARK_COUNT}), found {len(stored)}")
+        return torch.from_numpy(found[:, :2].copy()) if found.any() else None
 
 
 def read_camera_file(path: Path) -> tuple[Float[Tensor, "3 4"], Float[Tensor, "3 3"]]:
-    """One camera npz: world->camera (3,4) and intrinsics (3,3)."""
-    return _camera(path, _load(path))
+    """One camera npz: world->camera (3,4) and intrinsics (3,3) in pixels of the original resolution."""
+    return _checked_camera(path, _load(path))
 
 
 def read_camera_path_file(path: Path) -> tuple[Float[Tensor, "K 3 4"], Float[Tensor, "K 3 3"]]:
@@ -154,11 +231,11 @@ def read_camera_path_file(path: Path) -> tuple[Float[Tensor, "K 3 4"], Float[Ten
                          f"found something else ({type(error).__name__}: {error})") from error
     if not archives:
         raise InputError(f"{path}: 'cameras' is empty; give at least one")
-    extrinsics, intrinsics = zip(*(_camera(path, archive) for archive in archives), strict=True)
+    extrinsics, intrinsics = zip(*(_checked_camera(path, archive) for archive in archives), strict=True)
     return torch.stack(extrinsics), torch.stack(intrinsics)
 
 
-def _camera(path: Path, archive: dict[str, NDArray]) -> tuple[Float[Tensor, "3 4"], Float[Tensor, "3 3"]]:
+def _checked_camera(path: Path, archive: dict[str, NDArray]) -> tuple[Float[Tensor, "3 4"], Float[Tensor, "3 3"]]:
     extrinsic = _array(path, archive, (3, 4), "extrinsic")
     intrinsic = _array(path, archive, (3, 3), "intrinsic")
     rotation = extrinsic[:, :3].astype(np.float64)
@@ -174,23 +251,59 @@ def read_params_file(path: Path) -> FrameParams:
     archive = _load(path)
     expression = _array(path, archive, (1, None), "exp_coeff")[0]
     pose = _array(path, archive, (1, 6), "pose")[0]
-    scale = _array(path, archive, None, "scale").reshape(-1)
+    stored_scale = _array(path, archive, None, "scale")
+    scale = stored_scale.reshape(-1)
     if scale.shape != (1,) or scale[0] <= 0:
         raise InputError(f"{path}: 'scale': expected one positive number of shape (1,) or (1,1), found {scale.tolist()}")
-    return FrameParams(torch.from_numpy(expression), torch.from_numpy(pose), torch.from_numpy(scale))
+    return FrameParams(torch.from_numpy(expression), torch.from_numpy(pose), torch.from_numpy(scale), stored_scale.shape)
+
+
+def _image_stem(camera: str, kind: str, lowres: bool) -> str:
+    return f"{kind}_{'lowres_' if lowres else ''}{camera}"
+
+
+def _camera_name(camera: str) -> str:
+    return f"camera_{camera}.npz"
+
+
+def _file_names(folder: Path) -> frozenset[str]:
+    """Files (and links to files) in a folder; none where it does not exist."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file())
+    except FileNotFoundError:
+        return frozenset()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed ({error.strerror}); expected the folder of one frame") from error
+
+
+def _without_outer_corners(landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.delete(landmarks, OUTER_MOUTH_CORNERS, axis=0) if len(landmarks) == LANDMARK_COUNT + 2 else landmarks
 
 
 def _load(path: Path) -> dict[str, NDArray]:
+    return _parse(path, _bytes(path))
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: file is missing; README, 'subject folder', says what it holds") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _parse(path: Path, data: bytes) -> dict[str, NDArray]:
     """Arrays of an npz by name, of an npy under the name ''. Never unpickles."""
     try:
-        loaded = np.load(path, allow_pickle=False)
+        loaded = np.load(io.BytesIO(data), allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return {"": loaded}
         with loaded:
             return {name: loaded[name] for name in loaded.files}
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: file is missing; README, 'subject folder', says what it holds") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    # RuntimeError: a flipped bit can claim encryption or an unknown compression.
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as a numpy file ({error}); write it again") from error
 
 

@@ -33,12 +33,12 @@ class TrainingBatches(Dataset[HeadBatch]):
         """Up to `count` held-out pictures, half of each split where both exist."""
         views, sequences = self.capture.novel_view(), self.capture.novel_sequence()
         half = count if not (views and sequences) else max(1, count // 2)
-        return _spread(views, half) + _spread(sequences, max(1, count - half) if views else count)
+        return spread(views, half) + spread(sequences, max(1, count - half) if views else count)
 
     def training_examples(self, count: int) -> list[Picture]:
         """Pictures that are trained on, for runs that hold nothing out."""
         cameras = self.capture.train_cameras
-        return [Picture(frame, cameras[k % len(cameras)]) for k, frame in enumerate(_spread(self.capture.train_frames, count))]
+        return [Picture(frame, cameras[k % len(cameras)]) for k, frame in enumerate(spread(self.capture.train_frames, count))]
 
     def __getitem__(self, step: int) -> HeadBatch:
         return HeadBatch.stack([self._item(step * self.batch_size + row) for row in range(self.batch_size)])
@@ -51,7 +51,8 @@ class TrainingBatches(Dataset[HeadBatch]):
         return self.capture.item(frames[int(order[position])], [cameras[int(view)] for view in views])
 
 
-def _spread(items: list[T], count: int) -> list[T]:
+def spread(items: list[T], count: int) -> list[T]:
+    """Up to `count` items at equal distances."""
     if count >= len(items):
         return items
     return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]

@@ -97,9 +97,91 @@ def test_missing_files_are_counted(copy):
     assert str(copy / "params" / "0001" / "vertices.npy") in said and "3 missing" in said and "save_vertices" in said
 
 
-def test_camera_that_no_file_has(copy):
-    with pytest.raises(InputError, match=r"image_123\.jpg"):
-        HeadCapture(HeadCaptureConfig(**dataset_dict(copy, camera_ids=["123"], held_out_cameras=[])))
+@pytest.mark.parametrize(("name", "camera"), [(IMAGE, CAMERA), (MASK, CAMERA), (NPZ, CAMERA), (PARAMS, None), (LANDMARKS, None), (VERTICES, None)])
+def test_missing_file_names_frame_camera_and_way_out(copy, name, camera):
+    (copy / name).unlink()
+    said = refusal(copy)
+    assert f"frame {FRAME}" in said and (camera is None or f"camera {camera}" in said)
+    assert "1 missing in all for 7 frames x 3 cameras" in said and said.partition("; ")[2]  # what to do
+
+
+def test_a_frame_lacking_a_camera(copy):
+    for name in (IMAGE, MASK, NPZ):
+        (copy / name).unlink()
+    said = refusal(copy)
+    assert FRAME in said and CAMERA in said and "3 missing in all" in said
+
+
+def test_broken_links_are_missing_files(copy):
+    (copy / IMAGE).unlink()
+    (copy / IMAGE).symlink_to(copy / "nowhere.jpg")
+    assert "missing" in refusal(copy)
+
+
+def test_cameras_that_no_file_has(copy):
+    with pytest.raises(InputError, match="camera_ids") as error:
+        HeadCapture(HeadCaptureConfig(**dataset_dict(copy, camera_ids=["123", "124"], held_out_cameras=[])))
+    assert "123, 124" in str(error.value) and all(camera in str(error.value) for camera in CAMERAS[:3])
+
+
+def test_no_image_at_all(copy):
+    for path in copy.glob("images/*/image_*"):
+        path.rename(path.with_suffix(".webp"))
+    assert "no frame of" in refusal(copy)
+
+
+def test_camera_listed_twice(copy):
+    with pytest.raises(InputError, match=f"'{CAMERA}' is listed 2 times"):
+        HeadCapture(HeadCaptureConfig(**dataset_dict(copy, camera_ids=[*CAMERAS[:3], CAMERA])))
+
+
+def test_held_out_camera_without_images(copy):
+    with pytest.raises(InputError, match="held_out_cameras: '123' has no image"):
+        HeadCapture(HeadCaptureConfig(**dataset_dict(copy, camera_ids=[*CAMERAS[:3], "123"], held_out_cameras=["123"])))
+
+
+def test_empty_mask_file(copy):
+    (copy / MASK).write_bytes(b"")
+    said = refusal(copy)
+    assert str(copy / MASK) in said and "empty (0 bytes)" in said
+
+
+@pytest.mark.parametrize("value", [0, 1])  # 1: a matte in 0 and 1 instead of 0 and 255
+def test_black_mask(copy, value):
+    cv2.imwrite(str(copy / MASK), np.full((SIZE, SIZE, 3), value, np.uint8))
+    said = refusal(copy)
+    assert str(copy / MASK) in said and "black" in said
+
+
+def test_black_pictures_and_black_visible_are_allowed(copy):
+    for kind in ("image", "visible"):
+        cv2.imwrite(str(copy / "images" / FRAME / f"{kind}_{CAMERA}.jpg"), np.zeros((SIZE, SIZE, 3), np.uint8))
+    use(copy)
+
+
+def test_frames_with_the_same_number(copy):
+    shutil.copytree(copy / "images" / "0001", copy / "images" / "1")
+    said = refusal(copy)
+    assert "'0001'" in said and "'1'" in said
+
+
+def test_frame_with_two_entries_in_frames_json(copy):
+    rows = json.loads((copy / "frames.json").read_text())["frames"]
+    (copy / "frames.json").write_text(json.dumps({"frames": [*rows, rows[3]]}))
+    said = refusal(copy)
+    assert str(copy / "frames.json") in said and f"'{FRAME}' has 2 entries" in said
+
+
+@pytest.mark.parametrize("bit", [(6, 1), (8, 9)], ids=["encrypted", "compression"])
+def test_npz_header_that_claims_what_zip_cannot_do(copy, bit):
+    data = bytearray((copy / PARAMS).read_bytes())
+    for signature, shift in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+        place = data.find(signature)
+        while place >= 0:
+            data[place + bit[0] + shift] |= bit[1]
+            place = data.find(signature, place + 4)
+    (copy / PARAMS).write_bytes(data)
+    assert str(copy / PARAMS) in refusal(copy)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

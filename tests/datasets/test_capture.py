@@ -1,6 +1,7 @@
 """A subject folder as training data: splits, sampling, images and cameras that belong together."""
 
 import dataclasses
+import shutil
 from collections import Counter
 
 import cv2
@@ -9,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lib.config import read_config
+from lib.config.reader import Arguments
 from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig, Picture
 from lib.datasets.sampler import TrainingBatches
 from lib.errors import InputError
@@ -227,12 +230,82 @@ def test_float64_files_are_accepted(copy):
     assert_equal(capture_of(copy).item("0000", [CAMERAS[0]]), expected)
 
 
-def test_frames_json_is_needed_only_to_hold_sequences_out(copy):
+def test_a_complete_subject_needs_no_notes(copy):
+    assert capture_of(copy).notes == ()
+
+
+def note(capture: HeadCapture, start: str) -> str:
+    """The one note that starts like this."""
+    (line,) = (line for line in capture.notes if line.startswith(start))
+    return line
+
+
+def test_without_frames_json_blocks_stand_in_for_sequences(copy):
     (copy / "frames.json").unlink()
     capture = capture_of(copy, held_out_sequences=[])
     assert capture.train_frames == capture.frames and capture.novel_sequence() == []
-    with pytest.raises(InputError, match=r"frames\.json.*held_out_sequences"):
+    assert set(capture.sequence_of.values()) == {""}
+    assert "block_0 to block_6" in note(capture, "no frames.json")
+    capture = capture_of(copy, held_out_sequences=["block_1", "block_6"])
+    assert capture.held_out_frames == ["0001", "0006"] and len(capture.train_frames) == 5
+    assert "2 of 7 frames are held out" in note(capture, "no frames.json")
+    with pytest.raises(InputError, match=r"held_out_sequences: 'SEN-01-talk' is not .*frames\.json; found \['block_0', .*'block_6'\]"):
         capture_of(copy)
+
+
+def test_blocks_are_contiguous_and_nearly_equal(copy):
+    (copy / "frames.json").unlink()
+    for number in range(7, 23):
+        for folder in ("images", "cameras", "params"):
+            shutil.copytree(copy / folder / "0000", copy / folder / f"{number:04d}")
+    capture = capture_of(copy, held_out_sequences=["block_3"])
+    blocks = [capture.sequence_of[frame] for frame in capture.frames]
+    assert list(dict.fromkeys(blocks)) == [f"block_{k}" for k in range(10)]
+    assert blocks == sorted(blocks) and set(Counter(blocks).values()) == {2, 3}
+
+
+def test_notes_count_what_was_derived(copy):
+    folder = copy / "params"
+    for frame in ("0001", "0004"):
+        path = folder / frame / "lmk_3d.npy"
+        np.save(path, np.insert(np.load(path), [48, 53], 77.0, axis=0))
+    rewrite(folder / "0002" / "params.npz", scale=np.full((1, 1), 0.1))
+    for kind in ("image", "mask"):
+        path = copy / "images" / "0000" / f"{kind}_{CAMERAS[0]}.jpg"
+        cv2.imwrite(str(path.with_suffix(".png")), cv2.imread(str(path)))
+        path.unlink()
+    (copy / "images" / "0000" / f"visible_{CAMERAS[1]}.jpg").unlink()
+    capture = capture_of(copy, resolution=32)
+    total = 7 * len(CAMERAS)
+    assert note(capture, "68 landmarks").endswith("in 2 of 7 frames")
+    assert note(capture, "scale of shape (1,1)").endswith("in 1 of 7 frames")
+    assert note(capture, "PNG").endswith(f"1 of {total} image files, 1 of {total} mask files")
+    assert f"for 1 of {total} pictures" in note(capture, "no visible_*")
+    assert f"for {total} of {total} pictures: 32x32" in note(capture, "no image_lowres_*")
+    assert len(capture.notes) == 5 and all("\n" not in line for line in capture.notes)
+
+
+def test_cameras_that_are_not_there_are_left_out(subject):
+    capture = capture_of(subject, camera_ids=["nowhere", *CAMERAS])
+    assert capture.camera_ids == list(CAMERAS) and "nowhere" not in capture.train_cameras
+    assert "left out: nowhere" in note(capture, "1 camera of dataset.camera_ids")
+    assert note(capture, "11 cameras of images/").endswith("(11 in all)")
+    batch = TrainingBatches(capture, 1, views=50, seed=0)[0]
+    assert sorted(batch.view[0].split()) == sorted(set(CAMERAS) - {HELD_OUT_CAMERA})
+
+
+def test_camera_ids_of_a_yaml_file_need_no_quotes(copy, tmp_path):
+    for path in [*copy.rglob(f"*_{CAMERAS[0]}.*")]:
+        path.rename(path.with_name(path.name.replace(CAMERAS[0], "0010")))
+    (tmp_path / "file.yaml").write_text(f"dataroot: {copy}\noriginal_resolution: {SIZE}\nresolution: {SIZE}\n"
+                                        f"camera_ids: [0010, {CAMERAS[1]}, '{CAMERAS[3]}']\nheld_out_cameras: [0010]\n")
+    capture = HeadCapture(read_config(Arguments(tmp_path / "file.yaml", ()), HeadCaptureConfig))
+    assert capture.camera_ids == ["0010", CAMERAS[1], CAMERAS[3]] and {picture.camera for picture in capture.novel_view()} == {"0010"}
+
+
+def test_hidden_folders_are_no_frames(copy):
+    (copy / "images" / ".ipynb_checkpoints").mkdir()
+    assert ".ipynb_checkpoints" not in capture_of(copy).frames
 
 
 def test_frames_need_not_be_contiguous(copy):
@@ -243,6 +316,7 @@ def test_frames_need_not_be_contiguous(copy):
     (copy / "frames.json").unlink()
     capture = capture_of(copy, held_out_sequences=[])
     assert capture.frames == sorted(capture.frames) and {"0010", "0200"} <= set(capture.frames)
+    assert note(capture, "frames are not contiguous") == "frames are not contiguous (0000, 0003, 0004, ... (7 in all)): sorted by name"
     assert int(capture.item("0200", [CAMERAS[0]]).frame_index) == len(capture.frames) - 1
 
 

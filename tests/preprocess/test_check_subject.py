@@ -1,0 +1,185 @@
+"""The command that looks at a subject folder: all problems at once, nothing written into the folder."""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig, Picture
+from lib.errors import InputError
+from lib.training.runtime import run
+from preprocess import check_subject
+from preprocess.check_sheet import spread_cameras
+from preprocess.demo_subject import AZIMUTHS_DEG, CAMERA_IDS
+from tests.tiny import CAMERAS, SIZE, copy_subject, dataset_dict, mesh_dict, one_thread, tiny
+
+USED = CAMERAS[:3]
+SHIFT = 100.0 / 2048 * SIZE  # pixels
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="session")
+def subject(tmp_path_factory):
+    return tiny(tmp_path_factory).subject
+
+
+@pytest.fixture
+def copy(subject, tmp_path):
+    return copy_subject(subject, tmp_path / "subject", cameras=USED)
+
+
+@pytest.fixture
+def look(monkeypatch, tmp_path, capsys):
+    """`python -m preprocess.check_subject ...` in this process; returns what it printed."""
+    def call(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["check_subject", *map(str, words), "--output", str(tmp_path / "sheet.png")])
+        capsys.readouterr()
+        check_subject.main()
+        return capsys.readouterr().out
+    return call
+
+
+def problems(look, *words: object) -> list[str]:
+    with pytest.raises(InputError) as error:
+        look(*words)
+    return str(error.value).splitlines()
+
+
+def write_detections(folder: Path, size: int) -> None:
+    """What an exact detector would find in pictures of `size` pixels."""
+    capture = HeadCapture(HeadCaptureConfig(**dataset_dict(folder, camera_ids=list(USED))))
+    for picture in (Picture(frame, camera) for frame in capture.frames for camera in USED):
+        points = check_subject.project_landmarks(capture, picture).numpy() * size / SIZE
+        path = capture.folder.detections_path(picture.frame, picture.camera)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.insert(np.concatenate([points, np.ones((66, 1))], axis=1), [48, 53], 0.5, axis=0))
+
+
+def shift(folder: Path, camera: str, pixels: float) -> None:
+    """Moves the principal point of one camera to the right."""
+    for path in folder.rglob(f"camera_{camera}.npz"):
+        arrays = dict(np.load(path))
+        arrays["intrinsic"][0, 2] += pixels
+        np.savez(path, **arrays)
+
+
+def test_a_good_folder_needs_no_configuration(copy, look, tmp_path):
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    said = look(copy)
+    assert "7 frames x 3 cameras, original_resolution 64" in said and "nothing is wrong" in said and "model_bbox" in said
+    assert all(f"camera {camera}: matte covers" in said for camera in USED)
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))
+    assert sheet.shape[1] == 1024 and sheet.shape[0] < 1100
+
+
+def test_a_configuration_with_overrides(copy, look, tmp_path):
+    path = tmp_path / "stage1.yaml"
+    path.write_text(yaml.safe_dump(mesh_dict(copy, tmp_path / "runs")))
+    cameras = ", ".join(USED)
+    said = look("--config", path, f"dataset.camera_ids=[{cameras}, 999]", f"dataset.held_out_cameras=[{USED[0]}]", "--full")
+    assert "note: 1 camera of dataset.camera_ids without any image, left out: 999" in said
+    assert "model_bbox -2.1 to 1.6" in said and said.rstrip().endswith("nothing is wrong")
+
+
+def test_all_missing_files_are_told_at_once(copy, look):
+    for frame in ("0001", "0002", "0003"):
+        (copy / "params" / frame / "vertices.npy").unlink()
+        for camera in USED:
+            (copy / "images" / frame / f"mask_{camera}.jpg").unlink()
+    (copy / "cameras" / "0000" / f"camera_{USED[1]}.npz").write_bytes(b"")
+    told = problems(look, copy)
+    assert sum("file is missing" in line for line in told) == check_subject.LISTED
+    assert any("12 missing files in all" in line for line in told)
+    assert any(f"camera_{USED[1]}.npz: cannot be read" in line for line in told)
+
+
+def test_mattes_are_told_at_once(copy, look):
+    for frame in ("0000", "0005"):
+        cv2.imwrite(str(copy / "images" / frame / f"mask_{USED[0]}.jpg"), np.zeros((SIZE, SIZE, 3), np.uint8))
+    told = problems(look, copy, "--full")
+    assert sum("the matte is black" in line for line in told) == 2
+
+
+def test_off_scale_is_told_with_the_extent(copy, look):
+    for path in copy.rglob("params.npz"):
+        arrays = dict(np.load(path))
+        np.savez(path, **(arrays | {"scale": arrays["scale"] * 10}))
+    assert any("canonical units around" in line and "model_bbox" in line for line in problems(look, copy))
+
+
+def test_exact_detections_agree(copy, look):
+    write_detections(copy, SIZE)
+    said = look(copy)
+    assert "taken as detected in pictures of 64 x 64" in said and "0.0 px from 7 detections" in said
+
+
+def test_smaller_detector_pictures_are_recognised(copy, look, monkeypatch):
+    write_detections(copy, SIZE // 2)
+    monkeypatch.setattr(check_subject, "DETECTOR_SIZES", (SIZE // 2,))
+    said = look(copy)
+    assert "taken as detected in pictures of 32 x 32" in said and "0.0 px from 7 detections" in said
+
+
+def test_a_shifted_principal_point_is_found_by_detections(copy, look):
+    write_detections(copy, SIZE)
+    shift(copy, USED[1], SHIFT)
+    (line,) = [line for line in problems(look, copy) if "principal point" in line]
+    assert "in 1 of 3 cameras" in line and f"{USED[1]} by {SHIFT:.1f} px" in line and f"{-SHIFT:+.1f}, " in line
+
+
+def test_a_shifted_principal_point_is_found_by_mattes_where_it_is_large(copy, look):
+    shift(copy, USED[1], 4 * SHIFT)
+    (line,) = [line for line in problems(look, copy) if "fall on the matte" in line]
+    assert "in 1 of 3 cameras" in line and USED[1] in line
+
+
+def test_heads_that_jump_are_named_but_are_no_problem(copy, look, monkeypatch):
+    monkeypatch.setattr(check_subject, "LARGEST_JUMP", 0.0)
+    assert "look at frames 0000 and 0001: the head jumps by 0.0" in look(copy)
+
+
+def test_pictures_without_detections_are_skipped(copy, look):
+    write_detections(copy, SIZE)
+    for path in (copy / "landmarks" / "0002").glob("*.npy"):
+        np.save(path, np.zeros((68, 3)))
+    assert "0.0 px from 6 detections" in look(copy)
+    np.save(copy / "landmarks" / "0003" / f"lmk_{USED[0]}.npy", np.zeros((5, 3)))
+    assert any("expected 68 landmarks" in line for line in problems(look, copy))
+
+
+def test_nothing_is_written_into_the_subject_folder(copy, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["check_subject", str(copy), "--output", str(copy / "check" / "sheet.png")])
+    with pytest.raises(InputError, match="lies in the subject folder"):
+        check_subject.main()
+    assert not (copy / "check").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["a", "b"]])
+def test_what_to_check_must_be_said(look, words):
+    with pytest.raises(InputError, match="expected one subject folder"):
+        look(*words)
+
+
+def test_exit_code(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["check_subject", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit) as end:
+        run(check_subject.main)
+    assert end.value.code == 2 and "nowhere" in capsys.readouterr().err
+
+
+def test_the_four_views_are_far_apart_and_in_order(subject):
+    capture = HeadCapture(HeadCaptureConfig(**dataset_dict(subject, camera_ids=list(CAMERA_IDS))))
+    azimuths = [AZIMUTHS_DEG[CAMERA_IDS.index(camera)] for camera in spread_cameras(capture, "0000", list(CAMERA_IDS))]
+    steps = np.diff(azimuths)
+    assert len(azimuths) == 4 and (np.all(steps > 25) or np.all(steps < -25)) and abs(azimuths[-1] - azimuths[0]) > 150
+    assert spread_cameras(capture, "0000", list(CAMERA_IDS[:2])) == list(CAMERA_IDS[:2])
+    assert spread_cameras(capture, "0000", [CAMERA_IDS[3]]) == [CAMERA_IDS[3]]
