@@ -1,11 +1,13 @@
-"""Renders a synthetic multi-camera capture of the demo head as a subject folder (README, 'subject folder').
+"""Renders synthetic multi-camera captures of demo heads as subject folders (README, 'subject folder').
 
 Sixteen cameras around the front half, several named sequences of smooth expressions and head motion, exact mattes.
-The same options on the same machine write the same bytes. `<output>/driver/` holds parameters of a longer,
-denser performance without any image, to drive an avatar with.
+The same options on the same CPU write the same bytes. `<subject>/driver/` holds parameters of a longer,
+denser performance without any image, to drive an avatar with. Several subjects from one command:
+`python -m preprocess.demo_subject demo curly bob` writes demo_dataset/demo, demo_dataset/curly and demo_dataset/bob.
 """
 
 import argparse
+import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
@@ -22,101 +24,38 @@ from tqdm import tqdm
 from lib.datasets.layout import CaptureFolder
 from lib.errors import InputError
 from lib.geometry.camera import Camera, look_at
-from lib.geometry.head_pose import HeadPose
-from lib.training.runtime import run
+from lib.training.runtime import choose_device, run
+from preprocess.demo_hair import HAIR_COLORS, card_names
 from preprocess.demo_head import FACE_ROWS, IDENTITIES, WALL, DemoHead
+from preprocess.demo_performance import SEQUENCES, Moment, Performance
+from preprocess.demo_presets import PRESETS, Look
+from preprocess.demo_sensor import Sensor
 
 # The serials of the NeRSemble rig, so that configurations written for it fit.
 CAMERA_IDS = ("220700191", "221501007", *(str(222200036 + k) for k in range(14)))
 HELD_OUT_CAMERA, HELD_OUT_SEQUENCE = "222200042", "SEN-01-talk"
 AZIMUTHS_DEG = tuple(np.linspace(-80.0, 80.0, len(CAMERA_IDS)))
 ELEVATIONS_DEG = (2.0, 20.0, -12.0, 8.0)  # in turn along the rig
-DISTANCE_M, LOOK_AT_M, FOCAL_PER_PIXEL = 1.1, (0.0, -0.004, 0.0), 3.4
+DISTANCE_M, LOOK_AT_M = 1.1, (0.0, -0.004, 0.0)
+FOCAL_PER_PIXEL, FOCAL_WITH_HAIR = 3.4, 3.1  # of the image size: hair stands about a centimetre above the skull
 # Every third camera has its principal point off the centre by these fractions of the image size.
 OFF_CENTRE = (0.035, -0.025)
-SCALE_M = 0.1  # world metres per canonical unit
 LOWRES = 256
 JPEG_QUALITY = 95
-CAMERAS_AT_ONCE = 4
+# Cameras drawn together: few enough that 2048² fits into about 4 GB.
+CAMERAS_AT_ONCE, PIXELS_AT_ONCE = 4, 4 * 512**2
 FRAME_PERIOD_S, DRIVER_PERIOD_S = 0.25, 0.04
-
-# What a gesture is made of; sequences share these and differ in which they use and when.
-GESTURES: dict[str, dict[str, float]] = {
-    "blink": {"eyeBlink": 1.0},
-    "wide": {"eyeWide": 0.9, "browInnerUp": 0.5, "browOuterUp": 0.6},
-    "look_left": {"eyeLookOut_L": 0.9, "eyeLookIn_R": 0.9},
-    "look_right": {"eyeLookIn_L": 0.9, "eyeLookOut_R": 0.9},
-    "look_down": {"eyeLookDown": 0.8},
-    "open": {"jawOpen": 0.8},
-    "smile": {"mouthSmile": 0.9, "cheekSquint": 0.5},
-    "pucker": {"mouthPucker": 0.9},
-    "funnel": {"mouthFunnel": 0.8, "jawOpen": 0.25},
-    "stretch": {"mouthStretch": 0.6, "mouthLowerDown": 0.7},
-    "frown": {"mouthFrown": 0.8, "browDown": 0.8},
-    "sneer": {"noseSneer": 0.7, "mouthUpperUp": 0.6},
-    "jaw_left": {"jawLeft": 0.7},
-    "puff": {"cheekPuff": 0.7},
-}
+PERFECT = Sensor()
 
 
-@dataclass(frozen=True)
-class Sequence:
-    """Which gestures occur, with how much head motion (radians, metres)."""
-
-    name: str
-    gestures: tuple[str, ...]
-    rotation: float
-    translation: float
-
-
-SEQUENCES = (
-    Sequence("EXP-1-head", ("blink", "look_left", "look_right", "smile"), 0.28, 0.012),
-    Sequence("EXP-2-eyes", ("blink", "wide", "look_left", "look_right", "look_down", "frown"), 0.06, 0.004),
-    Sequence("EXP-5-mouth", ("open", "pucker", "funnel", "stretch", "jaw_left", "puff", "blink"), 0.08, 0.005),
-    Sequence("EMO-1-shout+laugh", ("open", "smile", "stretch", "sneer", "wide", "frown"), 0.16, 0.010),
-    Sequence("SEN-01-talk", ("open", "pucker", "funnel", "smile", "stretch", "blink", "look_left"), 0.14, 0.006),
-)
-
-
-@dataclass(frozen=True)
-class Moment:
-    """The head at one instant."""
-
-    expression: Float[Tensor, "E"]
-    head: HeadPose
-
-
-class Performance:
-    """A smooth, endless performance of one sequence, fixed by the seed."""
-
-    def __init__(self, head: DemoHead, sequence: Sequence, seed: int) -> None:
-        random = np.random.default_rng([seed, *sequence.name.encode()])
-        count = len(sequence.gestures)
-        self.shapes = torch.stack([head.coefficients(GESTURES[name]) for name in sequence.gestures])
-        self.frequency = random.uniform(0.35, 0.8, (2, count))  # Hz
-        self.phase = random.uniform(0.0, 2 * np.pi, (2, count))
-        self.head_frequency, self.head_phase = random.uniform(0.15, 0.45, 6), random.uniform(0.0, 2 * np.pi, 6)
-        self.head_amplitude = np.array([0.5, 1.0, 0.4]) * sequence.rotation, np.full(3, sequence.translation)
-
-    def at(self, time: float) -> Moment:
-        """Expression coefficients in about [0,1] and head pose `time` seconds after the start."""
-        wave = np.sin(2 * np.pi * self.frequency * time + self.phase)
-        activation = np.clip(0.75 * wave[0] + 0.45 * wave[1] - 0.1, 0.0, 1.0)
-        smooth = activation * activation * (3.0 - 2.0 * activation)
-        expression = (torch.from_numpy(smooth).float() @ self.shapes).clamp(0.0, 1.0)
-        motion = np.sin(2 * np.pi * self.head_frequency * time + self.head_phase)
-        pose = np.concatenate([motion[:3] * self.head_amplitude[0], motion[3:] * self.head_amplitude[1]])
-        return Moment(expression, HeadPose(torch.from_numpy(pose).float(), torch.tensor([SCALE_M])))
-
-
-def rig(resolution: int) -> Camera:
+def rig(resolution: int, focal_per_pixel: float = FOCAL_PER_PIXEL) -> Camera:
     """The 16 cameras: centre = at + d·(cos e sin a, sin e, cos e cos a), y up."""
     azimuth = torch.deg2rad(torch.tensor(AZIMUTHS_DEG, dtype=torch.float64))
     elevation = torch.deg2rad(torch.tensor([ELEVATIONS_DEG[k % len(ELEVATIONS_DEG)] for k in range(len(CAMERA_IDS))], dtype=torch.float64))
     at = torch.tensor(LOOK_AT_M, dtype=torch.float64).expand(len(CAMERA_IDS), 3)
     direction = torch.stack([elevation.cos() * azimuth.sin(), elevation.sin(), elevation.cos() * azimuth.cos()], dim=1)
     intrinsics = torch.eye(3, dtype=torch.float64).repeat(len(CAMERA_IDS), 1, 1)
-    intrinsics[:, 0, 0] = intrinsics[:, 1, 1] = FOCAL_PER_PIXEL * resolution
+    intrinsics[:, 0, 0] = intrinsics[:, 1, 1] = focal_per_pixel * resolution
     intrinsics[:, :2, 2] = resolution / 2
     intrinsics[::3, :2, 2] += torch.tensor(OFF_CENTRE, dtype=torch.float64) * resolution
     return Camera(look_at(at + DISTANCE_M * direction, at).float(), intrinsics.float(), resolution, resolution)
@@ -125,38 +64,99 @@ def rig(resolution: int) -> Camera:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("demo_dataset/demo"), help="subject folder to write (default: %(default)s)")
+    parser.add_argument("subjects", nargs="*", default=["demo"], help=f"presets: {', '.join(PRESETS)} (default: demo)")
+    parser.add_argument("--root", type=Path, default=Path("demo_dataset"), help="each subject is written to <root>/<preset> (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="folder to write a single subject to, instead of <root>/<preset>")
     parser.add_argument("--resolution", type=int, default=256, help="image width and height in pixels (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=40, help=f"frames, spread over {len(SEQUENCES)} sequences (default: %(default)s)")
     parser.add_argument("--driver-frames", type=int, default=75, help="frames of the driving performance (default: %(default)s)")
-    parser.add_argument("--identity", default=IDENTITIES[0], help=f"{', '.join(IDENTITIES)} (default: %(default)s)")
-    parser.add_argument("--skin", default="lps", help="name in assets/demo_head/textures without _face.jpg (default: %(default)s)")
-    parser.add_argument("--iris", default="iris_brown", help="name in assets/demo_head/textures without .png (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of expressions and head motion (default: %(default)s)")
+    look = parser.add_argument_group("look", "each replaces that part of the preset")
+    look.add_argument("--identity", help=", ".join(IDENTITIES))
+    look.add_argument("--skin", help="name in assets/demo_head/textures without _face.jpg")
+    look.add_argument("--iris", help="name in assets/demo_head/textures without .png")
+    look.add_argument("--hair", help=f"none, {', '.join(card_names('hair'))}")
+    look.add_argument("--eyebrows", help=f"none, {', '.join(card_names('eyebrows'))}; the skin lps has painted ones")
+    look.add_argument("--hair-color", help=f"none (as painted), {', '.join(HAIR_COLORS)}")
+    sensor = parser.add_argument_group("sensor", "applied to the captured pictures and the empty scene, never to mattes and the expressionless truth")
+    sensor.add_argument("--noise", type=float, default=0.0, help="standard deviation in 8-bit levels (default: %(default)s)")
+    sensor.add_argument("--blur", type=float, default=0.0, help="standard deviation in pixels (default: %(default)s)")
+    sensor.add_argument("--color", type=float, default=0.0, help="standard deviation of each camera's gain per channel (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of expressions, head motion and sensor (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:<n> or auto (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
     options = parser.parse_args()
     if options.frames < len(SEQUENCES) or options.resolution < 16 or options.driver_frames < 0:
         raise InputError(f"expected --frames >= {len(SEQUENCES)}, --resolution >= 16 and --driver-frames >= 0, found "
                          f"{options.frames}, {options.resolution} and {options.driver_frames}")
-    request = {key: str(value) for key, value in sorted(vars(options).items()) if key not in ("overwrite", "output")}
-    if options.output.exists() and not options.overwrite:
-        if _made_with(options.output) == request:
-            print(f"{options.output} is complete: nothing to do (--overwrite renders it again)")
-            return
-        raise InputError(f"{options.output}: exists, but is not the result of these options; give --overwrite or another --output")
+    if min(options.noise, options.blur, options.color) < 0:
+        raise InputError(f"expected --noise, --blur and --color >= 0, found {options.noise}, {options.blur} and {options.color}")
+    unknown = [name for name in options.subjects if name not in PRESETS]
+    if unknown:
+        raise InputError(f"'{unknown[0]}': no such preset; expected some of {', '.join(PRESETS)}")
+    if options.output is not None and len(options.subjects) > 1:
+        raise InputError(f"--output names one folder, but {len(options.subjects)} subjects are asked for; give --root instead")
+    # Everything is checked before the first picture: nobody returns to half of the subjects and an error.
+    pending = [subject for name in dict.fromkeys(options.subjects) if not (subject := _subject(name, options)).is_complete(options.overwrite)]
+    device = choose_device(options.device, option="--device")
+    for subject in pending:
+        subject.head(device, texture_size=16)
+    for subject in pending:
+        subject.make(device)
 
-    head = DemoHead(options.identity, options.skin, options.iris, texture_size=2 * options.resolution)
-    # Rendered beside its place: an interrupted rendering never looks like a subject, and never harms the old one.
-    partial = options.output.with_name(options.output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    records = write_subject(head, partial, options.resolution, options.frames, options.seed)
-    write_driver(head, partial / "driver", options.driver_frames, options.seed)
-    (partial / "frames.json").write_text(json.dumps({"frames": records, "made_with": request}, indent=1))
-    if options.output.exists():
-        shutil.rmtree(options.output)
-    partial.rename(options.output)
-    print(f"wrote {options.output}: {len(records)} frames x {len(CAMERA_IDS)} cameras, {options.resolution}x{options.resolution}; "
-          f"{options.driver_frames} driving frames in {options.output / 'driver'}")
+
+def _subject(name: str, options: argparse.Namespace) -> "Subject":
+    changes = {field.name: value for field in dataclasses.fields(Look) if (value := getattr(options, field.name)) is not None}
+    return Subject(
+        output=options.output or options.root / name,
+        look=dataclasses.replace(PRESETS[name], **{key: None if value == "none" else value for key, value in changes.items()}),
+        resolution=options.resolution, frames=options.frames, driver_frames=options.driver_frames,
+        sensor=Sensor(options.noise, options.blur, options.color, options.seed),
+    )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject folder to be written."""
+
+    output: Path
+    look: Look
+    resolution: int
+    frames: int
+    driver_frames: int
+    sensor: Sensor
+
+    def request(self) -> dict[str, str]:
+        """All that decides the content of the folder; frames.json keeps it."""
+        values = dataclasses.asdict(self.look) | dataclasses.asdict(self.sensor)
+        values |= {"resolution": self.resolution, "frames": self.frames, "driver_frames": self.driver_frames}
+        return {key: str(value) for key, value in sorted(values.items())}
+
+    def is_complete(self, overwrite: bool) -> bool:
+        """True where the folder was made with this request already; InputError where it is something else."""
+        if overwrite or not self.output.exists():
+            return False
+        if _made_with(self.output) != self.request():
+            raise InputError(f"{self.output}: exists, but is not the result of these options; give --overwrite or another --output")
+        print(f"{self.output} is complete: nothing to do (--overwrite renders it again)")
+        return True
+
+    def head(self, device: torch.device, texture_size: int) -> DemoHead:
+        """The head with this look; InputError for unknown names."""
+        return DemoHead(**dataclasses.asdict(self.look), texture_size=texture_size, device=device)
+
+    def make(self, device: torch.device) -> None:
+        """Renders beside the place and moves: an interrupted rendering never looks like a subject, and never harms the old one."""
+        head = self.head(device, texture_size=2 * self.resolution)
+        partial = self.output.with_name(self.output.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        records = write_subject(head, partial, self.resolution, self.frames, self.sensor.seed, self.sensor)
+        write_driver(head, partial / "driver", self.driver_frames, self.sensor.seed)
+        (partial / "frames.json").write_text(json.dumps({"frames": records, "made_with": self.request()}, indent=1))
+        if self.output.exists():
+            shutil.rmtree(self.output)
+        partial.rename(self.output)
+        print(f"wrote {self.output}: {len(records)} frames x {len(CAMERA_IDS)} cameras, {self.resolution}x{self.resolution}; "
+              f"{self.driver_frames} driving frames in {self.output / 'driver'}")
 
 
 def _made_with(folder: Path) -> dict[str, str] | None:
@@ -167,9 +167,12 @@ def _made_with(folder: Path) -> dict[str, str] | None:
         return None
 
 
-def write_subject(head: DemoHead, output: Path, resolution: int, frames: int, seed: int) -> list[dict[str, str | float]]:
+def write_subject(
+    head: DemoHead, output: Path, resolution: int, frames: int, seed: int, sensor: Sensor = PERFECT
+) -> list[dict[str, str | float]]:
     """Renders all frames and cameras; returns the rows of frames.json."""
-    folder, cameras = CaptureFolder(output), rig(resolution)
+    folder, cameras = CaptureFolder(output), rig(resolution, FOCAL_WITH_HAIR if head.cards else FOCAL_PER_PIXEL)
+    at_once = min(CAMERAS_AT_ONCE, max(1, PIXELS_AT_ONCE // resolution**2))
     records: list[dict[str, str | float]] = []
     moments = []
     for number, part in enumerate(np.array_split(np.arange(frames), len(SEQUENCES))):
@@ -178,19 +181,22 @@ def write_subject(head: DemoHead, output: Path, resolution: int, frames: int, se
             time = float(position * FRAME_PERIOD_S)
             records.append({"frame": f"{index:04d}", "sequence": SEQUENCES[number].name, "time": time})
             moments.append(performance.at(time))
-    for camera in CAMERA_IDS:
-        _write_image(folder.background_path(camera), np.full((resolution, resolution, 3), WALL, dtype=np.float32))
-    for record, moment in tqdm(list(zip(records, moments, strict=True)), desc="rendering frames", unit="frame"):
+    empty = np.full((resolution, resolution, 3), WALL, dtype=np.float32)
+    for row, camera in enumerate(CAMERA_IDS):
+        _write_image(folder.background_path(camera), sensor.capture(empty, row, shot=frames))
+    for shot, (record, moment) in enumerate(tqdm(list(zip(records, moments, strict=True)), desc=f"rendering {output.stem}", unit="frame")):
         frame = str(record["frame"])
         vertices = write_params(head, output / "params" / frame, moment)
-        neutral = moment.head.to_world(head.vertices(torch.zeros_like(moment.expression)))
-        for rows in torch.arange(len(CAMERA_IDS)).split(CAMERAS_AT_ONCE):
+        neutral = moment.head.to(head.device).to_world(head.vertices(torch.zeros_like(moment.expression)))
+        for rows in torch.arange(len(CAMERA_IDS)).split(at_once):
             picture = head.draw(vertices, _pick(cameras, rows))
             for k, row in enumerate(rows.tolist()):
                 camera = CAMERA_IDS[row]
                 _write_camera(folder.camera_path(frame, camera), cameras, row)
                 for kind, pixels in (("image", picture.image[k]), ("mask", picture.mask[k]), ("visible", torch.ones(1, resolution, resolution))):
-                    full = pixels.permute(1, 2, 0).expand(-1, -1, 3).numpy()
+                    full = pixels.permute(1, 2, 0).expand(-1, -1, 3).cpu().numpy()
+                    if kind == "image":
+                        full = sensor.capture(full, row, shot)
                     _write_image(folder.image_path(frame, camera, kind), full)
                     small = full if resolution == LOWRES else cv2.resize(full, (LOWRES, LOWRES), interpolation=cv2.INTER_AREA)
                     _write_image(folder.image_path(frame, camera, kind, lowres=True), small)
@@ -201,7 +207,7 @@ def write_subject(head: DemoHead, output: Path, resolution: int, frames: int, se
                 for k, row in enumerate(held):
                     for kind, pixels in (("image", without.image[k]), ("mask", without.mask[k])):
                         path = folder.expressionless_path(frame, CAMERA_IDS[row], kind)
-                        _write_image(path, pixels.permute(1, 2, 0).expand(-1, -1, 3).numpy())
+                        _write_image(path, pixels.permute(1, 2, 0).expand(-1, -1, 3).cpu().numpy())
     return records
 
 
@@ -214,13 +220,13 @@ def write_driver(head: DemoHead, output: Path, frames: int, seed: int) -> None:
 
 
 def write_params(head: DemoHead, folder: Path, moment: Moment) -> Float[Tensor, "N 3"]:
-    """Writes params.npz, lmk_3d.npy and vertices.npy of one moment; returns all posed vertices in the world."""
-    vertices = moment.head.to_world(head.vertices(moment.expression))
+    """Writes params.npz, lmk_3d.npy and vertices.npy of one moment; returns all posed vertices, hair too, in the world."""
+    vertices = moment.head.to(head.device).to_world(head.vertices(moment.expression))
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "params.npz", id_coeff=head.identity_coefficients[None], exp_coeff=moment.expression[None].numpy(),
              scale=moment.head.scale.numpy(), pose=moment.head.pose[None].numpy())
-    np.save(folder / "lmk_3d.npy", vertices[head.landmark_rows].numpy())
-    np.save(folder / "vertices.npy", vertices[FACE_ROWS].numpy())
+    np.save(folder / "lmk_3d.npy", vertices[head.landmark_rows].cpu().numpy())
+    np.save(folder / "vertices.npy", vertices[FACE_ROWS].cpu().numpy())
     return vertices
 
 

@@ -35,8 +35,8 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def choose_device(name: str, gpu_id: int = 0) -> torch.device:
-    """`auto` is CUDA device `gpu_id` where there is one, else the CPU. Raises InputError for a device that is not here."""
+def choose_device(name: str, gpu_id: int = 0, option: str = "trainer.device") -> torch.device:
+    """`auto` is CUDA device `gpu_id` where there is one, else the CPU. Raises InputError, naming `option`, for a device that is not here."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         if count == 0:
@@ -46,11 +46,11 @@ def choose_device(name: str, gpu_id: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"trainer.device: expected auto, cpu, cuda or cuda:<n>, found '{name}'") from error
+        raise InputError(f"{option}: expected auto, cpu, cuda or cuda:<n>, found '{name}'") from error
     if device.type not in ("cpu", "cuda"):
-        raise InputError(f"trainer.device: expected auto, cpu, cuda or cuda:<n>, found '{name}'")
+        raise InputError(f"{option}: expected auto, cpu, cuda or cuda:<n>, found '{name}'")
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise InputError(f"trainer.device: '{name}' is not available here ({count} CUDA devices); use auto, cpu or another gpu_id")
+        raise InputError(f"{option}: '{name}' is not available here ({count} CUDA devices); use auto, cpu or another gpu_id")
     return device
 
 

@@ -22,6 +22,16 @@ class FaceBuffer(TensorBundle):
 
 
 @dataclass(frozen=True)
+class FaceLayers(TensorBundle):
+    """Every face over every pixel: K pairs of flat pixel (b * H + row) * W + column and face, with depth and barycentrics."""
+
+    pixel: Int[Tensor, "K"]
+    face: Int[Tensor, "K"]
+    depth: Float[Tensor, "K"]
+    barycentrics: Float[Tensor, "K 3"]
+
+
+@dataclass(frozen=True)
 class MeshImage(TensorBundle):
     """A rendered mesh: interpolated attributes on black, soft mask, depth (0 where empty), camera-space normals."""
 

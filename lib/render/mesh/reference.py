@@ -1,9 +1,11 @@
 """Triangle rasterization in plain torch, vectorised over (face, pixel) pairs; CPU and CUDA, bounded memory.
 
 `render_mesh` has the semantics of DIB-R (Chen et al., NeurIPS 2019): a hard pass with screen-space barycentrics inside
-the silhouette and, outside it, a soft mask from distances to projected triangles. `visible_faces` alone, with
-perspective-correct barycentrics, also draws the demo subject.
+the silhouette and, outside it, a soft mask from distances to projected triangles. `visible_faces` (and `face_layers`,
+for what is transparent), with perspective-correct barycentrics, also draw the demo subject.
 """
+
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,7 +14,7 @@ from torch import Tensor
 from lib.geometry.camera import Camera
 from lib.geometry.trimesh import face_normals
 from lib.render.boxes import box_cells, split_by_total
-from lib.render.mesh.interface import FaceBuffer, MeshImage
+from lib.render.mesh.interface import FaceBuffer, FaceLayers, MeshImage
 
 # Sharpness of the soft mask per squared unit of [-1,1] image coordinates, and how far from a triangle's box it reaches.
 SOFT_SHARPNESS = 7000.0
@@ -86,6 +88,60 @@ def visible_faces(
     `perspective` interpolates in space instead of on the screen. Equal depths are won by the lower face index.
     """
     batch, face_count = len(pixels), len(faces)
+    empty = torch.iinfo(torch.int64).max
+    nearest = torch.full((batch * height * width,), empty, dtype=torch.int64, device=pixels.device)
+    for pixel, source, z in _hits(pixels, depth, faces, height, width, keep, perspective):
+        # Positive floats order like their bits: one integer minimum finds the nearest and then the lowest face.
+        key = (z.float().view(torch.int32).long() << 32) | (source % face_count)
+        nearest.scatter_reduce_(0, pixel, key, "amin")
+
+    nearest = nearest.reshape(batch, height, width)
+    face = torch.where(nearest == empty, torch.full_like(nearest, -1), nearest & 0xFFFFFFFF)
+    barycentrics = pixels.new_zeros(batch, height, width, 3)
+    where = (face >= 0).nonzero(as_tuple=True)
+    corners = faces[face[where]]
+    point = torch.stack([where[2] + 0.5, where[1] + 0.5], dim=-1).to(pixels.dtype)
+    weights = screen_barycentrics(pixels[where[0][:, None], corners], point)
+    if perspective:
+        weights = weights / depth[where[0][:, None], corners]
+        weights = weights / weights.sum(dim=1, keepdim=True)
+    barycentrics[where] = weights
+    return FaceBuffer(face, barycentrics)
+
+
+def face_layers(
+    pixels: Float[Tensor, "B N 2"],
+    depth: Float[Tensor, "B N"],
+    faces: Int[Tensor, "F 3"],
+    limit: Float[Tensor, "B H W"],
+) -> FaceLayers:
+    """All faces over each pixel centre that are nearer than `limit` there, perspective-correct; in no order. Not differentiable."""
+    batch, height, width = limit.shape
+    parts = []
+    for pixel, source, z in _hits(pixels, depth, faces, height, width, keep=None, perspective=True):
+        near = z < limit.reshape(-1)[pixel]
+        parts.append((pixel[near], source[near] % len(faces), z[near]))
+    nothing = (faces.new_empty(0), faces.new_empty(0), depth.new_empty(0))
+    pixel, face, z = (torch.cat(column) for column in zip(nothing, *parts, strict=True))
+    image = torch.div(pixel, height * width, rounding_mode="floor")
+    inside = pixel - image * (height * width)
+    point = torch.stack([inside % width + 0.5, torch.div(inside, width, rounding_mode="floor") + 0.5], dim=-1).to(pixels.dtype)
+    corners = faces[face]
+    weights = screen_barycentrics(pixels[image[:, None], corners], point) / depth[image[:, None], corners]
+    return FaceLayers(pixel, face, z, weights / weights.sum(dim=1, keepdim=True))
+
+
+def _hits(
+    pixels: Float[Tensor, "B N 2"],
+    depth: Float[Tensor, "B N"],
+    faces: Int[Tensor, "F 3"],
+    height: int,
+    width: int,
+    keep: Bool[Tensor, "B F"] | None,
+    perspective: bool,
+) -> Iterator[tuple[Int[Tensor, "K"], Int[Tensor, "K"], Float[Tensor, "K"]]]:
+    """Chunks of (pixel, b * F + face, depth there) for every pixel centre that a face covers; pixels count through the batch."""
+    face_count = len(faces)
     triangles = pixels[:, faces].reshape(-1, 3, 2)
     depths = depth[:, faces].reshape(-1, 3)
     draw = (depths > NEAR).all(dim=1) & torch.isfinite(triangles).all(dim=2).all(dim=1)
@@ -108,8 +164,6 @@ def visible_faces(
     plane = torch.stack([v[:, 1], -v[:, 0], -u[:, 1], u[:, 0]], dim=1) * inverse[:, None]
     numbers = torch.cat([a, plane, 1.0 / depths if perspective else depths], dim=1)
 
-    empty = torch.iinfo(torch.int64).max
-    nearest = torch.full((batch * height * width,), empty, dtype=torch.int64, device=pixels.device)
     counts = extent.prod(dim=1) * usable
     for chosen in split_by_total(counts, CHUNK_PAIRS):
         owner, column, row = box_cells(chosen, low, extent)
@@ -122,23 +176,7 @@ def visible_faces(
         if perspective:
             z = 1.0 / z
         source = rows[owner[hit]]
-        # Positive floats order like their bits: one integer minimum finds the nearest and then the lowest face.
-        key = (z.float().view(torch.int32).long() << 32) | (source % face_count)
-        pixel = (source // face_count * height + row[hit]) * width + column[hit]
-        nearest.scatter_reduce_(0, pixel, key, "amin")
-
-    nearest = nearest.reshape(batch, height, width)
-    face = torch.where(nearest == empty, torch.full_like(nearest, -1), nearest & 0xFFFFFFFF)
-    barycentrics = pixels.new_zeros(batch, height, width, 3)
-    where = (face >= 0).nonzero(as_tuple=True)
-    corners = faces[face[where]]
-    point = torch.stack([where[2] + 0.5, where[1] + 0.5], dim=-1).to(pixels.dtype)
-    weights = screen_barycentrics(pixels[where[0][:, None], corners], point)
-    if perspective:
-        weights = weights / depth[where[0][:, None], corners]
-        weights = weights / weights.sum(dim=1, keepdim=True)
-    barycentrics[where] = weights
-    return FaceBuffer(face, barycentrics)
+        yield (source // face_count * height + row[hit]) * width + column[hit], source, z
 
 
 def soft_mask(
