@@ -15,7 +15,7 @@ from lib.errors import InputError
 from lib.files import make_folder
 from lib.training.stage import AbstractStage
 
-FORMAT = 1
+FORMAT = 2  # 1 lacked the own pose of the head and the configuration of the mesh head
 
 
 @dataclass(frozen=True)

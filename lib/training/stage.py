@@ -32,13 +32,15 @@ class AbstractStage(ABC):
     """One trainable stage of an avatar system.
 
     `modules` holds everything learned, `optimizers` everything that updates it; both go into the checkpoint. `name` is
-    the prefix of its files; `config` the resolved configuration that the checkpoint keeps.
+    the prefix of its files; `config` the resolved configuration that the checkpoint keeps; `remarks` are lines about the
+    data, printed before the first step.
     """
 
     name: str
     config: Config
     modules: nn.ModuleDict
     optimizers: dict[str, torch.optim.Optimizer]
+    remarks: tuple[str, ...] = ()
 
     @abstractmethod
     def step(self, batch: HeadBatch, step: int) -> StepReport:

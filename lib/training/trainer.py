@@ -125,6 +125,8 @@ class _Loop:
         resumed = f", resumed from {self.folder / f'{name}_latest'}" if start.step else ""
         self.recorder.line(f"{name}: {parameters:,} parameters, {len(self.batches.frames)} frames, "
                            f"steps {start.step} to {self.steps} on {self.device}{resumed}")
+        for remark in self.stage.remarks:
+            self.recorder.line(remark)
         if not self.held_out:
             self.recorder.line("nothing is held out (dataset.held_out_cameras, dataset.held_out_sequences): psnr below is of training pictures")
         if remaining >= REHEARSE_STEPS:

@@ -54,7 +54,7 @@ def evaluate(config: GaussianHeadTrainConfig) -> Path:
     device = choose_device(config.trainer.device, config.gpu_id)
     path = config.load_gaussianhead_checkpoint or config.recorder.run_folder / "gaussianhead_latest"
     checkpoint = read_gaussian_head(path, "load_gaussianhead_checkpoint", config.gaussianheadmodule, config.supresmodule,
-                                    config.load_supres_checkpoint, None)
+                                    config.load_supres_checkpoint)
     capture = HeadCapture(config.dataset)
     check_held_out(config, checkpoint)
     trained_width = checkpoint.config["gaussianheadmodule"]["exp_coeffs_dim"]

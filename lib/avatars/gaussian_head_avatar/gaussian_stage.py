@@ -19,6 +19,7 @@ from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
 from lib.avatars.gaussian_head_avatar.published import read_gaussian_head, read_mesh_head, refuse_published
 from lib.config import Config
 from lib.datasets.batches import HeadBatch
+from lib.datasets.capture_check import check_capture
 from lib.datasets.head_capture import HeadCapture
 from lib.errors import InputError
 from lib.geometry.head_pose import HeadPose
@@ -100,6 +101,15 @@ class PoseOffsets(nn.Module):
         return HeadPose(batch.head.pose + self.delta[batch.frame_index], batch.head.scale)
 
 
+@dataclass(frozen=True)
+class _Start:
+    """Where training begins: an avatar, the mesh head it came from, pose offsets if it brings some."""
+
+    avatar: GaussianAvatar
+    mesh_head: MeshHeadConfig
+    pose_offsets: dict[str, Tensor] | None
+
+
 class GaussianHeadStage(AbstractStage):
     """Stage 2: one view per frame, on white. Starts from a stage-1 checkpoint, or goes on from its own."""
 
@@ -108,12 +118,14 @@ class GaussianHeadStage(AbstractStage):
     def __init__(self, config: GaussianHeadTrainConfig, capture: HeadCapture, device: torch.device) -> None:
         check_resolution(config.dataset.resolution)
         self.lpips = load_lpips(config.loss.lpips_weights, "loss.lpips").to(device) if config.loss.lpips > 0 else None
-        self.avatar, offsets = self._start(config, capture)
-        self.config = config.model_copy(update={"gaussianheadmodule": self.avatar.head.config})
+        start = self._start(config, capture)
+        self.remarks = (*capture.notes, *check_capture(capture, start.mesh_head.model_bbox).lines())
+        self.avatar = start.avatar
+        self.config = config.model_copy(update={"gaussianheadmodule": self.avatar.head.config, "meshheadmodule": start.mesh_head})
         self.avatar.to(device)
         self.pose_offsets = PoseOffsets(len(capture.frames))
-        if offsets is not None:
-            load_module(self.pose_offsets, offsets, "load_delta_poses_checkpoint")
+        if start.pose_offsets is not None:
+            load_module(self.pose_offsets, start.pose_offsets, "load_delta_poses_checkpoint")
         self.pose_offsets.to(device)
         self.modules = nn.ModuleDict({"gaussianhead": self.avatar.head, "supres": self.avatar.upsampler, "delta_poses": self.pose_offsets})
         head = self.avatar.head
@@ -127,22 +139,23 @@ class GaussianHeadStage(AbstractStage):
             self.optimizers["pose"] = torch.optim.Adam(self.pose_offsets.parameters(), lr=config.lr_pose)
 
     @staticmethod
-    def _start(config: GaussianHeadTrainConfig, capture: HeadCapture) -> tuple[GaussianAvatar, dict[str, Tensor] | None]:
-        """The avatar, and pose offsets if it comes with some."""
+    def _start(config: GaussianHeadTrainConfig, capture: HeadCapture) -> "_Start":
         own = config.recorder.run_folder / "gaussianhead_latest"
         refuse_published(own)
         given, supres, poses = (config.start_from(f"load_{name}_checkpoint") for name in ("gaussianhead", "supres", "delta_poses"))
         path = own if own.exists() else given
         if path is not None:
             key = "resume" if path == own else "load_gaussianhead_checkpoint"
-            checkpoint = read_gaussian_head(path, key, config.gaussianheadmodule, config.supresmodule, supres, poses)
+            checkpoint = read_gaussian_head(path, key, config.gaussianheadmodule, config.supresmodule, supres, poses, config.meshheadmodule)
             check_same(config.gaussianheadmodule, checkpoint.config["gaussianheadmodule"], "gaussianheadmodule", path)
             check_same(config.supresmodule, checkpoint.config["supresmodule"], "supresmodule", path)
+            check_same(config.meshheadmodule, checkpoint.config["meshheadmodule"], "meshheadmodule", path)
             check_subject(checkpoint, "gaussianhead", capture)
             check_held_out(config, checkpoint)
             if path == given:  # the trainer says so when it resumes
                 print(f"gaussianhead: starting from the weights of {path}")
-            return avatar_from(checkpoint), checkpoint.modules.get("delta_poses")
+            mesh_config = MeshHeadConfig.model_validate(checkpoint.config["meshheadmodule"])
+            return _Start(avatar_from(checkpoint), mesh_config, checkpoint.modules.get("delta_poses"))
         if supres is not None or poses is not None:
             raise InputError(f"load_{'supres' if supres is not None else 'delta_poses'}_checkpoint: given without load_gaussianhead_checkpoint; "
                              "name all published files of that head, or none")
@@ -159,7 +172,7 @@ class GaussianHeadStage(AbstractStage):
                              "(exp_color_mlp[-1])")
         head = hand_over(mesh_head, resolved, config.trainer.seed)
         head.own_pose.copy_(_typical_pose(capture))
-        return GaussianAvatar(head, Upsampler(config.supresmodule)), None
+        return _Start(GaussianAvatar(head, Upsampler(config.supresmodule)), mesh_head.config, None)
 
     def step(self, batch: HeadBatch, step: int) -> StepReport:
         """One Adam step."""

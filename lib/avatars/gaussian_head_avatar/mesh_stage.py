@@ -13,6 +13,7 @@ from lib.avatars.gaussian_head_avatar.mesh_head import DeformedHead, MeshHead, M
 from lib.avatars.gaussian_head_avatar.published import read_mesh_head, refuse_published
 from lib.config import Config
 from lib.datasets.batches import HeadBatch
+from lib.datasets.capture_check import check_capture
 from lib.datasets.head_capture import HeadCapture
 from lib.losses.mesh import laplacian_smoothness
 from lib.losses.photometric import visible_l1
@@ -70,6 +71,7 @@ class MeshHeadStage(AbstractStage):
     name = "meshhead"
 
     def __init__(self, config: MeshHeadTrainConfig, capture: HeadCapture, device: torch.device) -> None:
+        self.remarks = (*capture.notes, *check_capture(capture, config.meshheadmodule.model_bbox).lines())
         self.weights = config.loss
         self.head = self._start(config, capture, device)
         self.config = config.model_copy(update={"meshheadmodule": self.head.config})

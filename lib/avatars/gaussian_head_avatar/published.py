@@ -52,7 +52,8 @@ def read_mesh_head(path: Path, key: str, config: MeshHeadConfig | None) -> Check
 
 
 def read_gaussian_head(
-    path: Path, key: str, head: GaussianHeadConfig | None, upsampler: UpsamplerConfig | None, supres_path: Path | None, poses_path: Path | None
+    path: Path, key: str, head: GaussianHeadConfig | None, upsampler: UpsamplerConfig | None, supres_path: Path | None,
+    poses_path: Path | None = None, mesh_head: MeshHeadConfig | None = None,
 ) -> Checkpoint:
     """A stage-2 checkpoint. Ours holds everything; a published one is completed by the files of load_supres_checkpoint
     (required) and load_delta_poses_checkpoint (optional).
@@ -84,8 +85,8 @@ def read_gaussian_head(
     modules = {"gaussianhead": module, "supres": supres}
     if poses_path is not None:
         modules["delta_poses"] = {"delta": _read_poses(poses_path)}
-    options = {"gaussianheadmodule": resolved.model_dump(mode="json"), "supresmodule": capacity.model_dump(mode="json")}
-    return _checkpoint(path, "gaussianhead", options, modules)
+    options = {"gaussianheadmodule": resolved, "supresmodule": capacity, "meshheadmodule": mesh_head or MeshHeadConfig()}
+    return _checkpoint(path, "gaussianhead", {section: values.model_dump(mode="json") for section, values in options.items()}, modules)
 
 
 def refuse_published(path: Path) -> None:

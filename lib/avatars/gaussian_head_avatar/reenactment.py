@@ -52,7 +52,7 @@ def reenact(config: ReenactmentConfig) -> Path:
         raise InputError("load_gaussianhead_checkpoint: name the avatar, e.g. checkpoints/<name>/gaussianhead_latest")
     # Of load_delta_poses_checkpoint nothing is needed: offsets belong to frames of the training.
     checkpoint = read_gaussian_head(config.load_gaussianhead_checkpoint, "load_gaussianhead_checkpoint", config.gaussianheadmodule,
-                                    config.supresmodule, config.load_supres_checkpoint, None)
+                                    config.supresmodule, config.load_supres_checkpoint)
     check_same(config.gaussianheadmodule, checkpoint.config["gaussianheadmodule"], "gaussianheadmodule", checkpoint.path)
     check_same(config.supresmodule, checkpoint.config["supresmodule"], "supresmodule", checkpoint.path)
     device = choose_device(config.device, config.gpu_id)
