@@ -254,6 +254,70 @@ def test_only_the_last_checkpoints_are_kept(made, runs):
     assert names == ["gaussianhead_best", "gaussianhead_latest", "gaussianhead_step_0000005", "gaussianhead_step_0000006"]
 
 
+# --- choices ----------------------------------------------------------------------------------------------------------
+
+def moved(batch, pixels: float):
+    """The batch as cameras see it whose principal points are moved to the right and down."""
+    camera = batch.camera
+    shift = torch.zeros_like(camera.intrinsics)
+    shift[..., :2, 2] = pixels
+    return dataclasses.replace(batch, camera=dataclasses.replace(camera, intrinsics=camera.intrinsics + shift))
+
+
+def test_a_moved_principal_point_moves_the_mesh_of_stage_1(made, tmp_path):
+    stage, batches = mesh_stage(made, tmp_path)
+    with torch.no_grad():
+        deformed = stage.head(batches[0])
+        here, there = (stage._render(deformed, batch).attributes for batch in (batches[0], moved(batches[0], 8.0)))
+    assert here.abs().max() > 0.1
+    assert torch.allclose(there[:, :, 8:, 8:], here[:, :, :-8, :-8], atol=1e-4)
+
+
+def test_a_moved_principal_point_moves_the_features_of_stage_2(made, trained):
+    stage, batches = gaussian_stage(made, trained)
+    batch = batches[0]
+    with torch.no_grad():
+        cloud = stage.avatar.head(batch.expression, batch.head.pose, batch.head)
+        here, there = (stage.avatar.features(cloud, one.flat_camera()).features for one in (batch, moved(batch, 8.0)))  # 2 coarse pixels
+    assert (here - 1.0).abs().max() > 0.1
+    assert torch.allclose(there[:, :, 2:, 2:], here[:, :, :-2, :-2], atol=1e-3)
+
+
+def test_pose_deformation_at_deformed_points_is_a_choice(made, trained):
+    stage, batches = gaussian_stage(made, trained)
+    batch, head = batches[0], stage.avatar.head
+    with torch.no_grad():
+        means = {}
+        for choice in ("undeformed", "deformed"):
+            head.config = head.config.model_copy(update={"pose_deform_at": choice})
+            means[choice] = head(batch.expression, batch.head.pose, batch.head).means
+        for layer in head.exp_deform.layers:  # no deformation by expression: both are the same points
+            layer.weight.zero_()
+            layer.bias.zero_()
+        still = head(batch.expression, batch.head.pose, batch.head).means
+        head.config = head.config.model_copy(update={"pose_deform_at": "undeformed"})
+        assert torch.equal(still, head(batch.expression, batch.head.pose, batch.head).means)
+    assert not torch.equal(means["undeformed"], means["deformed"])
+
+
+def test_regularisers_pull_where_they_say(made, trained, tmp_path):
+    """Opacity towards 1, long axes shorter; with weight 0 nothing changes."""
+    def after(**loss) -> dict[str, torch.Tensor]:
+        values = gaussian_dict(made.subject, trained, name="fresh")
+        values["loss"] |= {"fine": 0.0, "coarse": 0.0} | loss
+        config = GaussianHeadTrainConfig.model_validate(values)
+        torch.manual_seed(0)
+        capture = HeadCapture(config.dataset)
+        stage, batches = GaussianHeadStage(config, capture, CPU), TrainingBatches(capture, 1, 1, 0)
+        for step in range(3):
+            stage.step(batches[step], step)
+        cloud = stage.avatar.head(batches[0].expression, batches[0].head.pose, batches[0].head)
+        return {"opacity": cloud.opacities.mean(), "longest": cloud.scales.amax(dim=-1).mean()}
+
+    plain, opaque, short = after(), after(opacity=1.0), after(scale=1.0, scale_limit=1e-3)
+    assert opaque["opacity"] > plain["opacity"] and short["longest"] < plain["longest"]
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 def test_wrong_widths_are_explained_by_arithmetic(made, tmp_path):

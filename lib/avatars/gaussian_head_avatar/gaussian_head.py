@@ -1,5 +1,7 @@
 """Stage 2: a cloud of Gaussians whose colour, place and shape follow expression and head pose."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
@@ -35,6 +37,8 @@ class GaussianHeadConfig(Config):
     dist_threshold_near: float = Field(0.1, ge=0, description="squared canonical units: fully expression-driven inside")
     dist_threshold_far: float = Field(0.2, gt=0, description="squared canonical units: fully pose-driven outside")
     deform_scale: float = Field(0.3, gt=0, description="canonical units per unit of displacement output")
+    pose_deform_at: Literal["undeformed", "deformed"] = Field(
+        "undeformed", description="where the pose deformation is evaluated: at the neutral point (published) or after the expression, as in stage 1")
     attributes_scale: float = Field(0.05, gt=0, description="log-scale, quaternion or logit units per unit of attribute output")
 
     @model_validator(mode="after")
@@ -116,17 +120,16 @@ class GaussianHead(nn.Module):
         near, far = weights.expression_rows, weights.pose_rows
 
         colors = weights.blend(self.exp_color(feature[near], expression), self.pose_color(feature[far], pose))
-        # Unlike stage 1, the pose deformation is evaluated at the undeformed point: published behaviour.
-        motion = weights.blend(
-            self.exp_deform(self._encode(self.xyz[near]), expression).tanh(),
-            self.pose_deform(self._encode(self.xyz[far]), pose).tanh(),
-        )
+        by_expression = config.deform_scale * weights.expression_part(self.exp_deform(self._encode(self.xyz[near]), expression).tanh())
+        # Unlike stage 1, the published stage 2 evaluates the pose deformation at the undeformed point.
+        start = self.xyz[far] if config.pose_deform_at == "undeformed" else (self.xyz + by_expression)[:, far]
+        by_pose = config.deform_scale * weights.pose_part(self.pose_deform(self._encode(start), pose).tanh())
         change = weights.blend(self.exp_attributes(feature[near], expression), self.pose_attributes(feature[far], pose))
         scale, turn, opacity = (config.attributes_scale * change).split(ATTRIBUTES, dim=-1)
 
         quats = nn.functional.normalize(self.rotation + turn, dim=-1)
         return GaussianCloud(
-            means=head.to_world(self.xyz + config.deform_scale * motion),
+            means=head.to_world(self.xyz + by_expression + by_pose),
             quats_wxyz=head.rotate_quaternions(quats),
             scales=(self.scales + scale).exp() * head.scale[:, None],
             opacities=(self.opacity + opacity).sigmoid()[..., 0],
