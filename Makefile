@@ -16,21 +16,25 @@ endif
 # One mark per interpreter: setting up one says nothing about another.
 READY := $(if $(filter python3,$(PYTHON)),.setup/ready-$(shell python3 -c "import sys, zlib; print(zlib.crc32(sys.prefix.encode()))"),.venv/ready)
 
+# make demo PRESET=curly: another of the heads that preprocess.demo_subject knows (make demo with none is PRESET=demo).
+PRESET ?= demo
+
 ifeq ($(DEVICE),cuda)
-SUBJECT := demo_dataset/demo512
-SUBJECT_OPTIONS := --resolution 512
-RUN := trainer.device=cuda recorder.name=demo_cuda recorder.logdir=log/demo_cuda
-DATA := dataset.dataroot=$(SUBJECT) dataset.original_resolution=512
-MESH_OPTIONS := $(RUN) $(DATA) dataset.resolution=256 trainer.steps=1000
-HEAD_OPTIONS := $(RUN) $(DATA) dataset.resolution=512 trainer.steps=3000 supresmodule.network_capacity=32 \
-	load_meshhead_checkpoint=checkpoints/demo_cuda/meshhead_latest
-DRIVE_OPTIONS := device=cuda recorder.name=demo_cuda dataset.dataroot=$(SUBJECT)/driver dataset.original_resolution=512 dataset.resolution=512 \
-	dataset.camera_path=$(SUBJECT)/cameras/0000/camera_222200042.npz load_gaussianhead_checkpoint=checkpoints/demo_cuda/gaussianhead_latest
-RESULT := results/demo_cuda
+NAME := $(PRESET)_cuda
+SUBJECT_OPTIONS := --resolution 512 --device cuda
+MESH_OPTIONS := trainer.device=cuda dataset.original_resolution=512 dataset.resolution=256 trainer.steps=1000
+HEAD_OPTIONS := trainer.device=cuda dataset.original_resolution=512 dataset.resolution=512 trainer.steps=3000 supresmodule.network_capacity=32
+DRIVE_OPTIONS := device=cuda dataset.original_resolution=512 dataset.resolution=512
 else
-SUBJECT := demo_dataset/demo
-RESULT := results/demo
+NAME := $(PRESET)
 endif
+SUBJECT := demo_dataset/$(NAME)
+RESULT := results/$(NAME)
+RUN := recorder.name=$(NAME) recorder.logdir=log/$(NAME)
+DATA := $(RUN) dataset.dataroot=$(SUBJECT)
+MESH := load_meshhead_checkpoint=checkpoints/$(NAME)/meshhead_latest
+DRIVE := $(RUN) dataset.dataroot=$(SUBJECT)/driver dataset.camera_path=$(SUBJECT)/cameras/0000/camera_222200042.npz \
+	load_gaussianhead_checkpoint=checkpoints/$(NAME)/gaussianhead_latest
 
 .PHONY: setup demo test lint bench clean
 setup: $(READY)
@@ -45,11 +49,11 @@ $(READY): setup.py constraints.txt
 	@touch $@
 
 demo: $(READY)
-	$(PYTHON) -m preprocess.demo_subject --output $(SUBJECT) $(SUBJECT_OPTIONS)
-	$(PYTHON) train_meshhead.py --config config/demo_meshhead.yaml $(MESH_OPTIONS)
-	$(PYTHON) train_gaussianhead.py --config config/demo_gaussianhead.yaml $(HEAD_OPTIONS)
-	$(PYTHON) reenactment.py --config config/demo_reenactment.yaml $(DRIVE_OPTIONS)
-	$(PYTHON) evaluate.py --config config/demo_gaussianhead.yaml $(HEAD_OPTIONS)
+	$(PYTHON) -m preprocess.demo_subject $(PRESET) --output $(SUBJECT) $(SUBJECT_OPTIONS)
+	$(PYTHON) train_meshhead.py --config config/demo_meshhead.yaml $(DATA) $(MESH_OPTIONS)
+	$(PYTHON) train_gaussianhead.py --config config/demo_gaussianhead.yaml $(DATA) $(MESH) $(HEAD_OPTIONS)
+	$(PYTHON) reenactment.py --config config/demo_reenactment.yaml $(DRIVE) $(DRIVE_OPTIONS)
+	$(PYTHON) evaluate.py --config config/demo_gaussianhead.yaml $(DATA) $(MESH) $(HEAD_OPTIONS)
 	@echo; echo "Look at:"; ls $(RESULT)/reenactment.mp4 $(RESULT)/contact_sheet.png $(RESULT)/novel_view.png $(RESULT)/novel_sequence.png $(RESULT)/metrics.json
 
 test: $(READY)

@@ -117,7 +117,6 @@ class _Loop:
                 raise Stopped(f"stopped at step {done} of {self.steps}, which is saved; the same command again goes on", signals.received)
             ready = time.perf_counter()
         self.recorder.line(f"{name}: finished {self.steps} steps; {self.folder / f'{name}_latest'}")
-        write_seconds(self.recorder.config.result_folder, name, progress.seconds)
 
     def _announce(self, start: Progress) -> None:
         name, remaining = self.stage.name, self.steps - start.step
@@ -182,6 +181,7 @@ class _Loop:
             raise NumericalError(f"{name}: after step {progress.step} the weights {broken} are not finite; the last good checkpoint is kept in "
                                  f"{self.folder}. Start again with lower learning rates under another recorder.name")
         save_checkpoint(self.folder / f"{name}_latest", self.stage, progress.step, progress.best_psnr, progress.seconds, self.batches.frames, copies)
+        write_seconds(self.recorder.config.result_folder, name, progress.seconds)
         for old in sorted(self.folder.glob(f"{name}_step_*[0-9]"))[:-keep or None]:
             old.unlink()
 

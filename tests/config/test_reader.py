@@ -107,7 +107,7 @@ def test_numbers_as_people_write_them(tmp_path, text, value):
     assert read(tmp_path, f"needed: 1\ninner:\n  rate: {text}\n").inner.rate == value
 
 
-@pytest.mark.parametrize("name", ["0010", "'0010'", "222200036", "'222200036'", "08", "cam_1", "0"])
+@pytest.mark.parametrize("name", ["0010", "'0010'", "222200036", "'222200036'", "08", "cam_1", "0", "1_2"])
 def test_camera_names_stay_as_written(tmp_path, name):
     assert read(tmp_path, f"needed: 1\ninner:\n  cameras: [{name}]\n").inner.cameras == (name.strip("'"),)
 

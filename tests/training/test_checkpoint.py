@@ -10,7 +10,7 @@ from torch import nn
 
 from lib.config import Config
 from lib.errors import InputError
-from lib.training.checkpoint import load_module, read_checkpoint, save_checkpoint
+from lib.training.checkpoint import FORMAT, load_module, read_checkpoint, save_checkpoint
 from lib.training.stage import AbstractStage, Comparison, StepReport
 
 FRAMES = ["0000", "0010"]
@@ -136,8 +136,9 @@ def test_a_folder(tmp_path):
     refusal(tmp_path / "numbers_latest")
 
 
-@pytest.mark.parametrize("state", [3, [1, 2], {"weight": torch.zeros(2)}, {"format": 2}, {"format": 1}, {"format": 1, "stage": "numbers"}],
-                         ids=["number", "list", "bare state dict", "other format", "format only", "half"])
+@pytest.mark.parametrize("state", [3, [1, 2], {"weight": torch.zeros(2)}, {"format": FORMAT - 1}, {"format": FORMAT},
+                                   {"format": FORMAT, "stage": "numbers"}],
+                         ids=["number", "list", "bare state dict", "older format", "format only", "half"])
 def test_another_content(saved, state):
     torch.save(state, saved[0])
     assert "format" in refusal(saved[0])
@@ -201,6 +202,26 @@ def test_a_failure_while_writing_keeps_the_old_file(monkeypatch, saved, error):
     assert {file: file.read_bytes() for file in path.parent.iterdir()} == before
 
 
+def test_a_checkpoint_of_newer_code_says_so(tmp_path):
+    torch.save({"format": FORMAT + 1}, tmp_path / "numbers_latest")
+    assert f"is of format {FORMAT + 1}, made by newer code" in refusal(tmp_path / "numbers_latest")
+
+
+def test_a_disk_that_is_really_full_keeps_the_old_file(saved):
+    """A limit of the file size stands in for the disk: writes fail as there, in the middle of the file."""
+    resource = pytest.importorskip("resource")
+    path, stage = saved
+    before = {file: file.read_bytes() for file in path.parent.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        with pytest.raises(InputError, match=r"cannot be written .* the previous one is untouched"):
+            save(path, stage, 6, (path.with_name("numbers_best"),))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {file: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
 def test_a_failure_while_renaming_keeps_the_old_file(monkeypatch, saved):
     path, stage = saved
     before = path.read_bytes()
@@ -233,7 +254,7 @@ class _Evil:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_malicious_pickle_is_not_executed(tmp_path, zipped):
     mark, path = tmp_path / "executed", tmp_path / "numbers_latest"
-    torch.save({"format": 1, "stage": "numbers", "config": _Evil(str(mark))}, path, _use_new_zipfile_serialization=zipped)
+    torch.save({"format": FORMAT, "stage": "numbers", "config": _Evil(str(mark))}, path, _use_new_zipfile_serialization=zipped)
     refusal(path)
     assert not mark.exists()
     torch.load(path, weights_only=False)
