@@ -25,7 +25,6 @@ from lib.config import read_config
 from lib.config.reader import Arguments
 from lib.datasets.capture_check import (
     CHECKED_FRAMES,
-    BoundingBox,
     PictureMeasure,
     face_bounds,
     measure_picture,
@@ -38,6 +37,7 @@ from lib.datasets.inventory import Inventory, take_inventory
 from lib.datasets.layout import JAW_ROWS, LANDMARK_COUNT, CaptureFolder
 from lib.datasets.sampler import spread
 from lib.errors import InputError
+from lib.geometry.tetmesh import BoundingBox
 from lib.training.runtime import is_terminal, run
 from preprocess.check_sheet import draw_sheet
 
@@ -74,6 +74,8 @@ def main() -> None:
     else:
         raise InputError(f"command line: expected one subject folder or --config FILE, found {len(options.words)} folders (--help says more)")
     output = options.output or Path("results") / "check" / dataset.dataroot.resolve().name / "landmarks.png"
+    if output.suffix not in (".png", ".jpg"):
+        raise InputError(f"--output: {output}: expected a .png or .jpg file")
     if output.resolve().is_relative_to(dataset.dataroot.resolve()):
         raise InputError(f"--output: {output} lies in the subject folder, into which nothing is written; choose another place")
     problems = check(dataset, model_bbox, options.full, output)

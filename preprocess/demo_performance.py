@@ -19,7 +19,7 @@ GESTURES: dict[str, dict[str, float]] = {
     "look_left": {"eyeLookOut_L": 0.9, "eyeLookIn_R": 0.9},
     "look_right": {"eyeLookIn_L": 0.9, "eyeLookOut_R": 0.9},
     "look_down": {"eyeLookDown": 0.8},
-    "open": {"jawOpen": 0.8},
+    "open": {"jawOpen": 1.0},
     "smile": {"mouthSmile": 0.9, "cheekSquint": 0.5},
     "pucker": {"mouthPucker": 0.9},
     "funnel": {"mouthFunnel": 0.8, "jawOpen": 0.25},
@@ -73,7 +73,7 @@ class Performance:
     def at(self, time: float) -> Moment:
         """Expression coefficients in about [0,1] and head pose `time` seconds after the start."""
         wave = np.sin(2 * np.pi * self.frequency * time + self.phase)
-        activation = np.clip(0.75 * wave[0] + 0.45 * wave[1] - 0.1, 0.0, 1.0)
+        activation = np.clip(0.85 * wave[0] + 0.5 * wave[1], 0.0, 1.0)
         smooth = activation * activation * (3.0 - 2.0 * activation)
         expression = (torch.from_numpy(smooth).float() @ self.shapes).clamp(0.0, 1.0)
         motion = np.sin(2 * np.pi * self.head_frequency * time + self.head_phase)

@@ -44,7 +44,7 @@ LOWRES = 256
 JPEG_QUALITY = 95
 # Cameras drawn together: few enough that 2048² fits into about 4 GB.
 CAMERAS_AT_ONCE, PIXELS_AT_ONCE = 4, 4 * 512**2
-FRAME_PERIOD_S, DRIVER_PERIOD_S = 0.25, 0.04
+FRAME_PERIOD_S, DRIVER_PERIOD_S = 0.6, 0.04  # the capture is sparse, so that its frames differ
 PERFECT = Sensor()
 
 
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("demo_dataset"), help="each subject is written to <root>/<preset> (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="folder to write a single subject to, instead of <root>/<preset>")
     parser.add_argument("--resolution", type=int, default=256, help="image width and height in pixels (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=40, help=f"frames, spread over {len(SEQUENCES)} sequences (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=50, help=f"frames, spread over {len(SEQUENCES)} sequences (default: %(default)s)")
     parser.add_argument("--driver-frames", type=int, default=75, help="frames of the driving performance (default: %(default)s)")
     look = parser.add_argument_group("look", "each replaces that part of the preset")
     look.add_argument("--identity", help=", ".join(IDENTITIES))

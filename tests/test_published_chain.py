@@ -50,7 +50,7 @@ def run_chain(stage_1: list[str], stage_2: list[str], stage_3: list[str]) -> Non
 def check_chain(workplace: Path, steps: int, size: int, frames: int) -> None:
     mesh = read_checkpoint(workplace / "checkpoints/meshhead_NeRSemble031/meshhead_latest", "meshhead", "test")
     head = read_checkpoint(workplace / "checkpoints/gaussianhead_NeRSemble031/gaussianhead_latest", "gaussianhead", "test")
-    assert mesh.step == head.step == steps and head.frames == ["0000", "0010"]
+    assert mesh.step == head.step == steps and head.data.frames == ("0000", "0010")
     assert len(mesh.modules["meshhead"]["landmarks_3d_neutral"]) == len(head.modules["gaussianhead"]["landmarks_3d_neutral"]) == CONTROL_LANDMARKS
     assert head.config["gaussianheadmodule"]["exp_coeffs_dim"] == EXPRESSIONS
     assert (workplace / "results/gaussianhead_NeRSemble031/gaussianhead_preview.png").exists()

@@ -12,8 +12,7 @@ from lib.datasets.layout import LANDMARK_COUNT
 from lib.datasets.sampler import spread
 from lib.errors import InputError
 from lib.geometry.head_pose import HeadPose
-
-BoundingBox = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+from lib.geometry.tetmesh import BoundingBox
 
 CHECKED_FRAMES, CHECKED_PICTURES = 64, 8
 # A fitted face fills about this part of the longest side of its model_bbox (a BFM face about 0.55, with the neck up to 0.85).

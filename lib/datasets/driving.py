@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lib.config import Config
-from lib.datasets.layout import read_camera_file, read_camera_path_file, read_params_file
+from lib.datasets.layout import by_number, read_camera_file, read_camera_path_file, read_params_file
 from lib.errors import InputError
 from lib.geometry.camera import Camera, interpolate, look_at
 from lib.geometry.head_pose import HeadPose
@@ -179,6 +179,6 @@ def _glob(root: Path, pattern: str, key: str) -> list[Path]:
     if not root.is_dir():
         raise InputError(f"dataset.dataroot: '{root}' is not a folder")
     try:
-        return sorted(root.glob(pattern))
+        return sorted(root.glob(pattern), key=lambda path: by_number(str(path.relative_to(root))))
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"{key}: '{pattern}' is not a pattern relative to dataset.dataroot ({error}); e.g. 'params/*/params.npz'") from error

@@ -1,5 +1,6 @@
 """A subject folder as training data: frames, cameras, splits, decoded images."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,20 @@ class Picture:
 
     frame: str
     camera: str
+
+
+@dataclass(frozen=True)
+class CaptureRecord:
+    """Which data a run trains on; kept in its checkpoints. `digests` tell frames by their parameters, whatever they are called."""
+
+    frames: tuple[str, ...]
+    digests: tuple[str, ...]
+    train_frames: tuple[str, ...]
+    train_cameras: tuple[str, ...]
+
+    def trained(self) -> dict[str, str]:
+        """Digest -> name of the frames that are trained on."""
+        return {digest: frame for frame, digest in zip(self.frames, self.digests, strict=True) if frame in set(self.train_frames)}
 
 
 class HeadCapture:
@@ -95,6 +110,16 @@ class HeadCapture:
     def control_count(self) -> int:
         """Number of control landmarks L."""
         return len(self.control_points[self.frames[0]])
+
+    def record(self) -> CaptureRecord:
+        """What a checkpoint keeps of this capture."""
+        digests = (self.digest(frame) for frame in self.frames)
+        return CaptureRecord(tuple(self.frames), tuple(digests), tuple(self.train_frames), tuple(self.train_cameras))
+
+    def digest(self, frame: str) -> str:
+        """16 hexadecimal digits of a frame's parameters."""
+        params = self.params[frame]
+        return hashlib.sha256(torch.cat([params.expression, params.pose, params.scale]).numpy().tobytes()).hexdigest()[:16]
 
     def novel_view(self) -> list[Picture]:
         """Training frames seen by held-out cameras."""

@@ -55,7 +55,10 @@ def write_image(path: Path, image: Float[Tensor, "3 H W"]) -> None:
     """Writes an RGB picture in [0,1]; the suffix chooses the format. Raises InputError when it cannot be written."""
     pixels = to_uint8(image).permute(1, 2, 0).numpy()[..., ::-1]
     quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
-    encoded, data = cv2.imencode(path.suffix, pixels, quality)
+    try:
+        encoded, data = cv2.imencode(path.suffix, pixels, quality)
+    except cv2.error:
+        encoded = False
     if not encoded:
-        raise InputError(f"{path}: cannot be encoded as {path.suffix}")
+        raise InputError(f"{path}: cannot be encoded as '{path.suffix}'; expected a name that ends in .png or .jpg")
     write_whole(path, data.tobytes())

@@ -12,6 +12,7 @@
 import io
 import json
 import os
+import re
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -87,6 +88,11 @@ class FrameRecord:
     time: float
 
 
+def by_number(name: str) -> list[tuple[int, str]]:
+    """Sorting key under which 2 comes before 10: numbers within a name count as numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
 class CaptureFolder:
     """Paths and validated readers of one subject folder. Readers raise InputError naming the file and what is wrong."""
 
@@ -142,12 +148,13 @@ class CaptureFolder:
                              "params/ (README, 'subject folder'; `python -m preprocess.demo_subject` makes one)")
         images = self.root / "images"
         # Hidden folders (.ipynb_checkpoints and the like) are left by tools, not by a capture.
-        names = sorted(path.name for path in images.iterdir() if path.is_dir() and not path.name.startswith(".")) if images.is_dir() else []
+        folders = [path.name for path in images.iterdir() if path.is_dir() and not path.name.startswith(".")] if images.is_dir() else []
+        names = sorted(folders, key=by_number)
         if not names:
             raise InputError(f"{images}: expected one folder per frame (e.g. images/0000/), found none")
-        by_number: dict[int, str] = {}
+        numbered: dict[int, str] = {}
         for name in filter(str.isdecimal, names):
-            other = by_number.setdefault(int(name), name)
+            other = numbered.setdefault(int(name), name)
             if other != name:
                 raise InputError(f"{images}: frames '{other}' and '{name}' have the same number; remove or rename one of the two folders")
         return names

@@ -20,11 +20,6 @@ class TrainingBatches(Dataset[HeadBatch]):
         self.views = min(views, len(capture.train_cameras))
 
     @property
-    def frames(self) -> list[str]:
-        """All frame names of the capture, sorted: their positions are `HeadBatch.frame_index`."""
-        return self.capture.frames
-
-    @property
     def steps_per_epoch(self) -> int:
         """Steps in which every training frame is seen once."""
         return -(-len(self.capture.train_frames) // self.batch_size)

@@ -13,6 +13,8 @@ from torch import Tensor
 from lib.errors import InputError
 from lib.tensors import TensorBundle
 
+BoundingBox = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]  # along x, y, z
+
 # Local vertex pairs of a tetrahedron; the row is the local edge number used by the tables below.
 EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
 
@@ -34,7 +36,7 @@ class IsoSurface(TensorBundle):
     faces: Int[Tensor, "F 3"]
 
 
-def body_centred_grid(bbox: list[list[float]] | tuple[tuple[float, float], ...], cells: int) -> TetGrid:
+def body_centred_grid(bbox: BoundingBox | list[list[float]], cells: int) -> TetGrid:
     """Body-centred cubic lattice filling the box [[x0,x1],[y0,y1],[z0,z1]] exactly, `cells` along its longest side.
 
     About 2·nx·ny·nz vertices and 12·nx·ny·nz tetrahedra.

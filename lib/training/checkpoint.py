@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from lib.datasets.head_capture import CaptureRecord
 from lib.errors import InputError
 from lib.files import make_folder
 from lib.training.stage import AbstractStage
 
-FORMAT = 2  # 1 lacked the own pose of the head and the configuration of the mesh head
+FORMAT = 3  # 2 lacked the record of the data, 1 the own pose of the head
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a run needs to go on. `config` is the resolved configuration, `frames` the sorted frame names,
+    """Everything a run needs to go on. `config` is the resolved configuration, `data` what it was trained on (None: not known),
     `seconds` the training time so far."""
 
     stage: str
@@ -28,23 +29,38 @@ class Checkpoint:
     best_psnr: float
     seconds: float
     config: dict[str, Any]
-    frames: list[str]
+    data: CaptureRecord | None
     modules: dict[str, dict[str, torch.Tensor]]
     optimizers: dict[str, Any]
     path: Path
 
+    def module(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors of one module. Raises InputError where the checkpoint lacks it."""
+        if name not in self.modules:
+            raise InputError(f"{self.path}: module '{name}' is missing from the checkpoint, which holds {sorted(self.modules)}")
+        return self.modules[name]
+
+    def section(self, name: str) -> dict[str, Any]:
+        """One section of the configuration. Raises InputError where the checkpoint lacks it."""
+        if not isinstance(self.config.get(name), dict):
+            raise InputError(f"{self.path}: the configuration in the checkpoint has no section '{name}'")
+        return self.config[name]
+
     def restore(self, stage: AbstractStage) -> None:
         """Copies modules and optimizers into a stage of the same shape."""
         for name, module in stage.modules.items():
-            load_module(module, self.modules.get(name), f"{self.path}: module '{name}'")
+            load_module(module, self.module(name), f"{self.path}: module '{name}'")
         if self.optimizers.keys() != stage.optimizers.keys():
             raise InputError(f"{self.path}: holds the optimizers {sorted(self.optimizers)}, this configuration needs {sorted(stage.optimizers)}")
         for name, optimizer in stage.optimizers.items():
-            optimizer.load_state_dict(self.optimizers[name])
+            try:
+                optimizer.load_state_dict(self.optimizers[name])
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{self.path}: the optimizer '{name}' does not fit this configuration ({error})") from error
 
 
 def save_checkpoint(
-    path: Path, stage: AbstractStage, step: int, best_psnr: float, seconds: float, frames: list[str], copies: list[Path]
+    path: Path, stage: AbstractStage, step: int, best_psnr: float, seconds: float, data: CaptureRecord, copies: list[Path]
 ) -> None:
     """Writes `path`, then hard-links or copies it to `copies`; a crash at any moment leaves the old file or the new one.
 
@@ -52,7 +68,7 @@ def save_checkpoint(
     """
     state = {
         "format": FORMAT, "stage": stage.name, "step": step, "best_psnr": best_psnr, "seconds": seconds,
-        "config": stage.config.model_dump(mode="json"), "frames": frames,
+        "config": stage.config.model_dump(mode="json"), "data": dataclasses.asdict(data),
         "modules": {name: module.state_dict() for name, module in stage.modules.items()},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in stage.optimizers.items()},
         "rng": torch.get_rng_state(),
@@ -73,8 +89,8 @@ def save_checkpoint(
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         for leftover in (partial, *links):
             leftover.unlink(missing_ok=True)
-        raise InputError(f"{path}: the checkpoint of step {step} cannot be written ({error}); the previous one is untouched. "
-                         "Free space or fix permissions and run the same command again") from error
+        raise InputError(f"{path}: the checkpoint of step {step} cannot be written ({error}); what was there before is "
+                         "untouched. Free space or fix permissions and run the same command again") from error
 
 
 def remove_leftovers(folder: Path, stage: str) -> None:
@@ -124,15 +140,21 @@ def parse_checkpoint(state: Any, path: Path, stage: str, key: str) -> Checkpoint
     if not is_checkpoint(state) or state["format"] != FORMAT or not set(fields) <= state.keys():
         found = f"format {state.get('format')} with keys {sorted(map(str, state))}" if isinstance(state, dict) else type(state).__name__
         raise InputError(f"{key}: {path}: expected a checkpoint of format {FORMAT}, found {found}")
+    types = {"stage": str, "step": int, "best_psnr": float, "seconds": float, "config": dict, "data": dict, "modules": dict, "optimizers": dict}
+    wrong = [f"{name} is a {type(state[name]).__name__}" for name, expected in types.items() if not isinstance(state[name], expected)]
+    if wrong:
+        raise InputError(f"{key}: {path}: damaged checkpoint: {wrong[0]}")
     if state["stage"] != stage:
         raise InputError(f"{key}: {path}: expected a checkpoint of stage '{stage}', found one of stage '{state['stage']}'")
-    return Checkpoint(path=path, **{name: state[name] for name in fields})
+    try:
+        data = CaptureRecord(**{name: tuple(values) for name, values in state["data"].items()})
+    except TypeError as error:
+        raise InputError(f"{key}: {path}: damaged checkpoint: its record of the data is not readable ({error})") from error
+    return Checkpoint(path=path, **{name: state[name] for name in fields if name != "data"}, data=data)
 
 
-def load_module(module: nn.Module, state: dict[str, torch.Tensor] | None, what: str) -> None:
+def load_module(module: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
     """load_state_dict whose error names the first tensor that does not fit."""
-    if state is None:
-        raise InputError(f"{what}: missing from the checkpoint")
     own = module.state_dict()
     for name in sorted(own.keys() | state.keys()):
         have = tuple(state[name].shape) if name in state else None

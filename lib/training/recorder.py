@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lib.config import Config, write_config
 from lib.datasets.images import write_image
+from lib.errors import InputError
 from lib.files import make_folder, write_whole
 
 
@@ -54,10 +55,15 @@ class Recorder:
         for folder in (self.config.run_folder, self.config.logdir, self.config.result_folder):
             make_folder(folder)
         write_config(resolved, self.config.run_folder / f"{self.stage}_config.yaml")
-        for handler in (logging.FileHandler(self.config.run_folder / f"{self.stage}.log"), logging.StreamHandler(sys.stdout)):
+        try:
+            handlers = (logging.FileHandler(self.config.run_folder / f"{self.stage}.log"), logging.StreamHandler(sys.stdout))
+            self._writer = SummaryWriter(str(self.config.logdir), filename_suffix=f".{self.stage}")
+        except OSError as error:
+            raise InputError(f"{error.filename or self.config.logdir}: cannot be written ({error.strerror}); correct recorder.logdir or "
+                             "recorder.checkpoint_path, or the permissions there") from error
+        for handler in handlers:
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
             self._log.addHandler(handler)
-        self._writer = SummaryWriter(str(self.config.logdir), filename_suffix=f".{self.stage}")
 
     def line(self, text: str) -> None:
         """One line to the log file and the terminal."""
@@ -103,4 +109,8 @@ def write_seconds(result_folder: Path, stage: str, seconds: float) -> None:
 def read_seconds(result_folder: Path) -> dict[str, float]:
     """Seconds per stage noted so far."""
     path = result_folder / "seconds.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        seconds = json.loads(path.read_text())
+    except (OSError, ValueError):  # absent, or edited by hand: nothing depends on it
+        return {}
+    return seconds if isinstance(seconds, dict) else {}

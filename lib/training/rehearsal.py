@@ -1,6 +1,6 @@
 """What a run will cost, measured on a step that is undone."""
 
-import copy
+import io
 import sys
 import time
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ SLOW_STEP_S = 2.0  # a first step quicker than this is repeated: it also pays fo
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds of one step without loading; highest memory so far in bytes (of the device, or of this process on a CPU; None unknown)."""
+    """Seconds of one step without loading; highest memory so far in bytes, of the device or, on a CPU, of this process (None: unknown)."""
 
     seconds: float
     memory: int | None
 
 
 def rehearse(stage: AbstractStage, batches: TrainingBatches, step: int, device: torch.device) -> StepCost:
-    """Takes the step for real, then puts weights and optimizers back as they were."""
-    modules = {name: tensor.detach().cpu().clone() for name, tensor in stage.modules.state_dict().items()}
-    optimizers = {name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in stage.optimizers.items()}
+    """Takes the step for real (a quick one twice), then puts weights and optimizers back as they were."""
+    before = io.BytesIO()  # in the memory of the host, so that it does not count on a GPU
+    torch.save([stage.modules.state_dict(), {name: optimizer.state_dict() for name, optimizer in stage.optimizers.items()}], before)
     batch = batches[step].to(device)
     seconds = float("inf")
     for _ in range(2):
@@ -37,6 +37,8 @@ def rehearse(stage: AbstractStage, batches: TrainingBatches, step: int, device: 
             break
     for optimizer in stage.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
+    before.seek(0)
+    modules, optimizers = torch.load(before, map_location="cpu", weights_only=True)
     stage.modules.load_state_dict(modules)
     for name, optimizer in stage.optimizers.items():
         optimizer.load_state_dict(optimizers[name])

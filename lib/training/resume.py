@@ -4,8 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from lib.datasets.driving import DrivingConfig
+from lib.datasets.head_capture import CaptureRecord, HeadCaptureConfig
 from lib.errors import InputError
-from lib.training.checkpoint import read_checkpoint
+from lib.training.checkpoint import Checkpoint, read_checkpoint
 from lib.training.stage import AbstractStage
 
 # Keys that may change between a run and its continuation, by how they start; all others define what is trained.
@@ -13,6 +17,8 @@ FREE_KEYS = (
     "gpu_id", "load_", "recorder.", "trainer.steps", "trainer.epochs", "trainer.device", "trainer.workers", "trainer.validate_",
     "dataset.dataroot", "dataset.cache_gb", "loss.lpips_weights",
 )
+# Keys of section `dataset` that only reenactment reads.
+UNUSED_KEYS = {f"dataset.{key}" for key in DrivingConfig.model_fields.keys() - HeadCaptureConfig.model_fields.keys()}
 
 
 @dataclass(frozen=True)
@@ -24,21 +30,41 @@ class Progress:
     seconds: float = 0.0
 
 
-def resume(stage: AbstractStage, frames: list[str], latest: Path) -> Progress:
+def resume(stage: AbstractStage, data: CaptureRecord, latest: Path) -> Progress:
     """Puts the state of `latest` into the stage, where that checkpoint exists.
 
-    Raises InputError when it belongs to other frames or another configuration, naming the first difference.
+    Raises InputError when it belongs to other data or another configuration, naming the first difference.
     """
     if not latest.exists():
         return Progress()
     checkpoint = read_checkpoint(latest, stage.name, "resume")
-    if checkpoint.frames != frames:
-        different = sorted(set(checkpoint.frames) ^ set(frames))
-        raise InputError(f"{latest}: was trained on {len(checkpoint.frames)} frames, dataset.dataroot has {len(frames)}; "
-                         f"first difference: {different[0]}. Restore the frames or choose another recorder.name")
-    _check_unchanged(checkpoint.config, stage.config.model_dump(mode="json"), latest)
+    _check_same_data(checkpoint, data)
+    try:
+        # Keys that are newer than the checkpoint had their defaults.
+        before = type(stage.config).model_validate(checkpoint.config).model_dump(mode="json")
+    except ValidationError as error:
+        raise InputError(f"{latest}: its configuration is not one that this code knows ({error.errors()[0]['msg']}); "
+                         "choose another recorder.name for a new run") from error
+    _check_unchanged(before, stage.config.model_dump(mode="json"), latest)
     checkpoint.restore(stage)
     return Progress(checkpoint.step, checkpoint.best_psnr, checkpoint.seconds)
+
+
+def _check_same_data(checkpoint: Checkpoint, data: CaptureRecord) -> None:
+    old = checkpoint.data
+    way_out = "Restore the data to go on, or choose another recorder.name for a new run"
+    if old is None or old == data:
+        return
+    for what, before, now in (
+        ("frames", old.frames, data.frames), ("training frames", old.train_frames, data.train_frames),
+        ("training cameras", old.train_cameras, data.train_cameras),
+    ):
+        if before != now:
+            different = sorted(set(before) ^ set(now)) or ["another order"]
+            raise InputError(f"{checkpoint.path}: was trained with {len(before)} {what}, dataset.dataroot has {len(now)}; "
+                             f"first difference: {different[0]}. {way_out}")
+    changed = next(frame for frame, one, other in zip(old.frames, old.digests, data.digests, strict=True) if one != other)
+    raise InputError(f"{checkpoint.path}: was trained with other parameters of frame {changed} than dataset.dataroot has now. {way_out}")
 
 
 def _check_unchanged(old: dict[str, Any], new: dict[str, Any], latest: Path, prefix: str = "") -> None:
@@ -47,6 +73,6 @@ def _check_unchanged(old: dict[str, Any], new: dict[str, Any], latest: Path, pre
         name, before, now = f"{prefix}{key}", old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(now, dict):
             _check_unchanged(before, now, latest, f"{name}.")
-        elif before != now and not name.startswith(FREE_KEYS):
+        elif before != now and not name.startswith(FREE_KEYS) and name not in UNUSED_KEYS:
             raise InputError(f"{name} is {now}, but {latest} was trained with {before}. Restore the value to go on, "
                              "or choose another recorder.name for a new run")

@@ -65,7 +65,7 @@ def seed_everything(seed: int, device: torch.device) -> None:
 
 
 class StopSignals:
-    """Context in which SIGTERM and Ctrl-C are noted instead of ending the process; a second one ends it at once."""
+    """Context in which SIGTERM and Ctrl-C are noted instead of ending the process; a further Ctrl-C ends it at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -79,10 +79,11 @@ class StopSignals:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is None:
+            self.received = number
+            print("\nstopping after this step; everything will be saved (Ctrl-C again stops at once)", file=sys.stderr)
+        elif number == signal.SIGINT:  # schedulers may repeat SIGTERM; a person means it
             raise KeyboardInterrupt
-        self.received = number
-        print("\nstopping after this step; everything will be saved (again to stop at once)", file=sys.stderr)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():

@@ -51,9 +51,10 @@ class AbstractStage(ABC):
 
         Raises NumericalError naming the term or the gradient that is not finite, before any weight changes.
         """
-        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        counted = {name: term for name, term in terms.items() if weights[name] > 0}
+        total = torch.stack([weights[name] * term for name, term in counted.items()]).sum()
         if not bool(torch.isfinite(total)):
-            values = ", ".join(f"{name} = {float(term.detach()):.4g}" for name, term in terms.items())
+            values = ", ".join(f"{name} = {float(term.detach()):.4g}" for name, term in counted.items())
             raise NumericalError(f"the loss is not finite ({values})")
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lib.config import Config
-from lib.datasets.head_capture import Picture
+from lib.datasets.batches import HeadBatch
 from lib.datasets.sampler import TrainingBatches
 from lib.errors import InputError, NumericalError, Stopped
 from lib.metrics.psnr import psnr
@@ -50,7 +50,7 @@ def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig,
     stage.modules.to(device)
     with RunLock(recorder.config.run_folder / f"{stage.name}.lock"), StopSignals() as signals:
         latest = recorder.config.run_folder / f"{stage.name}_latest"
-        progress = resume(stage, batches.frames, latest)
+        progress = resume(stage, batches.capture.record(), latest)
         if progress.step >= steps:
             print(f"{stage.name} '{recorder.config.name}' is finished: {latest} has {progress.step} of {steps} steps. "
                   "Raise trainer.steps to go on, or choose another recorder.name")
@@ -72,6 +72,7 @@ class _Loop:
         self.stage, self.batches, self.config, self.recorder, self.device, self.steps = stage, batches, config, recorder, device, steps
         self.folder = recorder.config.run_folder
         self.held_out = batches.held_out(config.validate_count)
+        self.shown = self.held_out or batches.training_examples(config.validate_count)
         # A restored group holds a decayed rate, and what it started from.
         self.base_rates = {
             key: [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups] for key, optimizer in stage.optimizers.items()
@@ -79,20 +80,28 @@ class _Loop:
 
     def run(self, start: Progress, signals: StopSignals) -> None:
         """Steps, in order, until the last or a signal."""
-        frequency, name = self.recorder.config, self.stage.name
         self._announce(start)
-        loader = DataLoader(self.batches, batch_size=None, sampler=range(start.step, self.steps), num_workers=self.config.workers,
-                            worker_init_fn=ignore_stop_signals if self.config.workers else None)
-        bar = tqdm(loader, total=self.steps, initial=start.step, desc=name, unit="step", mininterval=0.5 if is_terminal() else 15.0)
+        self.progress = start
+        try:
+            with contextlib.closing(self._loaded(start.step)) as batches:  # ends the loading processes at once
+                self._run(start, batches, signals)
+        except InputError:  # of a picture that cannot be used, perhaps after hours: nothing is lost
+            if self.progress.step > start.step:
+                self._save(self.progress, [])
+                self.recorder.line(f"{self.stage.name}: step {self.progress.step} of {self.steps} is saved; mend what is said below and go on")
+            raise
+
+    def _run(self, start: Progress, batches: Iterator[HeadBatch], signals: StopSignals) -> None:
+        frequency, name = self.recorder.config, self.stage.name
+        bar = tqdm(batches, total=self.steps, initial=start.step, desc=name, unit="step", mininterval=0.5 if is_terminal() else 15.0)
         began, waited, ready = time.perf_counter(), 0.0, time.perf_counter()
-        progress = start
         for step, batch in enumerate(bar, start=start.step):
             waited += time.perf_counter() - ready
             factor = self._set_rates(step)
             with self._explained(step):
                 report = self.stage.step(batch.to(self.device), step)
             done = step + 1
-            progress = dataclasses.replace(progress, step=done, seconds=start.seconds + time.perf_counter() - began)
+            self.progress = dataclasses.replace(self.progress, step=done, seconds=start.seconds + time.perf_counter() - began)
             if done % frequency.show_freq == 0 or done == self.steps:
                 values = {"total": float(report.total)} | {key: float(value) for key, value in report.terms.items()}
                 self.recorder.scalars(values | {"lr_factor": factor}, done)
@@ -103,31 +112,47 @@ class _Loop:
                 self.recorder.scalars({"psnr": score, "data_wait_share": waited / max(1e-9, bar.format_dict["elapsed"])}, done)
                 self.recorder.line(f"step {done}/{self.steps}  loss {float(report.total):.5f}  psnr {score:.2f} dB "
                                    f"({'held out' if self.held_out else 'training'})")
-                if score > progress.best_psnr:
-                    progress = dataclasses.replace(progress, best_psnr=score)
+                if score > self.progress.best_psnr:
+                    self.progress = dataclasses.replace(self.progress, best_psnr=score)
                     copies.append(self.folder / f"{name}_best")
             if done % frequency.save_freq == 0 or done == self.steps or copies:
                 if frequency.keep_last:
                     copies.append(self.folder / f"{name}_step_{done:07d}")
-                self._save(progress, copies)
+                self._save(self.progress, copies)
             if signals.received is not None and done < self.steps:
                 if done % frequency.save_freq:
-                    self._save(progress, [])
+                    self._save(self.progress, [])
                 self.recorder.line(f"{name}: stopped by a signal, step {done} of {self.steps} is saved")
                 raise Stopped(f"stopped at step {done} of {self.steps}, which is saved; the same command again goes on", signals.received)
             ready = time.perf_counter()
         self.recorder.line(f"{name}: finished {self.steps} steps; {self.folder / f'{name}_latest'}")
 
+    def _loaded(self, first: int) -> Iterator[HeadBatch]:
+        """Batches in order, by loading processes if there are some. Raises InputError for a picture that cannot be used."""
+        loader = DataLoader(_Answers(self.batches), batch_size=None, sampler=range(first, self.steps), num_workers=self.config.workers,
+                            worker_init_fn=ignore_stop_signals if self.config.workers else None)
+        try:
+            for answer in loader:
+                if isinstance(answer, InputError):
+                    raise answer
+                yield answer
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(f"a loading process ended unexpectedly ({str(error).splitlines()[0]}); is there too little memory? Lower "
+                             "trainer.workers or dataset.cache_gb") from error
+
     def _announce(self, start: Progress) -> None:
         name, remaining = self.stage.name, self.steps - start.step
         parameters = sum(p.numel() for p in self.stage.modules.parameters())
         resumed = f", resumed from {self.folder / f'{name}_latest'}" if start.step else ""
-        self.recorder.line(f"{name}: {parameters:,} parameters, {len(self.batches.frames)} frames, "
+        self.recorder.line(f"{name}: {parameters:,} parameters, {len(self.batches.capture.frames)} frames, "
                            f"steps {start.step} to {self.steps} on {self.device}{resumed}")
         for remark in self.stage.remarks:
             self.recorder.line(remark)
         if not self.held_out:
             self.recorder.line("nothing is held out (dataset.held_out_cameras, dataset.held_out_sequences): psnr below is of training pictures")
+        self.batches.capture.pictures(self.shown)  # one that cannot be used is found now, not at the first validation
         if remaining >= REHEARSE_STEPS:
             with self._explained(start.step):
                 cost = rehearse(self.stage, self.batches, start.step, self.device)
@@ -154,18 +179,17 @@ class _Loop:
             batch = self.batches[step]
             cause = f"the weights {broken} are not finite" if broken else str(error)
             raise NumericalError(
-                f"{self.stage.name}: step {step + 1}, frames {' '.join(batch.frame)}, cameras {' '.join(batch.view)}: {cause}. The last good "
-                f"checkpoint is kept in {self.folder}. Inspect these frames, or start again with lower learning rates under another recorder.name"
+                f"{self.stage.name}: step {step + 1}, frames {' '.join(batch.frame)}, cameras {' '.join(batch.view)}: {cause}. {self._kept()} "
+                "Inspect these frames and the checkpoint it started from, or start again with lower learning rates under another recorder.name"
             ) from error
         except torch.OutOfMemoryError as error:
             raise InputError(f"{self.stage.name}: step {step + 1} does not fit into the memory of {self.device} ({str(error).splitlines()[0]}); "
-                             "lower dataset.resolution, batch_size, supresmodule.network_capacity or loss.lpips_crop") from error
+                             "lower dataset.resolution or batch_size, or make the networks smaller") from error
 
     def _validate(self, done: int) -> float:
         """Mean psnr of held-out pictures (of training pictures where nothing is held out); also shows them, target above output."""
-        pictures: list[Picture] = self.held_out or self.batches.training_examples(self.config.validate_count)
         scores, columns = [], []
-        for picture in pictures:  # one by one: memory stays below that of a training step
+        for picture in self.shown:  # one by one: memory stays below that of a training step
             with torch.no_grad():
                 comparison = self.stage.compare(self.batches.capture.pictures([picture]).to(self.device))
             scores.append(float(psnr(comparison.images.clamp(0.0, 1.0), comparison.targets)))
@@ -178,12 +202,31 @@ class _Loop:
         name, keep = self.stage.name, self.recorder.config.keep_last
         broken = self.stage.broken_weights()
         if broken:
-            raise NumericalError(f"{name}: after step {progress.step} the weights {broken} are not finite; the last good checkpoint is kept in "
-                                 f"{self.folder}. Start again with lower learning rates under another recorder.name")
-        save_checkpoint(self.folder / f"{name}_latest", self.stage, progress.step, progress.best_psnr, progress.seconds, self.batches.frames, copies)
+            raise NumericalError(f"{name}: after step {progress.step} the weights {broken} are not finite. {self._kept()} "
+                                 "Start again with lower learning rates under another recorder.name")
+        save_checkpoint(self.folder / f"{name}_latest", self.stage, progress.step, progress.best_psnr, progress.seconds,
+                        self.batches.capture.record(), copies)
         write_seconds(self.recorder.config.result_folder, name, progress.seconds)
         for old in sorted(self.folder.glob(f"{name}_step_*[0-9]"))[:-keep or None]:
             old.unlink()
+
+
+    def _kept(self) -> str:
+        latest = self.folder / f"{self.stage.name}_latest"
+        return f"The last good checkpoint is kept: {latest}." if latest.exists() else "Nothing was saved."
+
+
+class _Answers(Dataset[HeadBatch | InputError]):
+    """Batches, or the error instead: it must leave a loading process as it is, without a traceback of that process."""
+
+    def __init__(self, batches: TrainingBatches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> HeadBatch | InputError:
+        try:
+            return self.batches[step]
+        except InputError as error:
+            return error
 
 
 def _duration(seconds: float) -> str:

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from lib.config import Config
+from lib.datasets.head_capture import CaptureRecord
 from lib.errors import InputError
 from lib.training.checkpoint import FORMAT, load_module, read_checkpoint, save_checkpoint
 from lib.training.stage import AbstractStage, Comparison, StepReport
 
-FRAMES = ["0000", "0010"]
+DATA = CaptureRecord(("0000", "0010"), ("a", "b"), ("0000",), ("1", "2"))
 
 
 class NumbersConfig(Config):
@@ -46,7 +47,7 @@ class NumbersStage(AbstractStage):
 
 
 def save(path: Path, stage: AbstractStage, step: int = 5, copies: tuple[Path, ...] = ()) -> None:
-    save_checkpoint(path, stage, step, 31.5, 12.25, FRAMES, list(copies))
+    save_checkpoint(path, stage, step, 31.5, 12.25, DATA, list(copies))
 
 
 def refusal(path: Path, stage: str = "numbers") -> str:
@@ -70,7 +71,7 @@ def test_round_trip(saved):
     path, stage = saved
     checkpoint = read_checkpoint(path, "numbers", "key")
     assert (checkpoint.stage, checkpoint.step, checkpoint.best_psnr, checkpoint.seconds) == ("numbers", 5, 31.5, 12.25)
-    assert checkpoint.frames == FRAMES and checkpoint.path == path
+    assert checkpoint.data == DATA and checkpoint.path == path
     assert NumbersConfig.model_validate(checkpoint.config) == stage.config
     other = NumbersStage(seed=1)
     assert not torch.equal(other.modules["layer"].weight, stage.modules["layer"].weight)
@@ -83,7 +84,7 @@ def test_round_trip(saved):
 
 def test_loads_without_running_code(saved):
     state = torch.load(saved[0], weights_only=True)
-    assert {"format", "stage", "step", "config", "frames", "modules", "optimizers", "rng"} <= state.keys()
+    assert {"format", "stage", "step", "config", "data", "modules", "optimizers", "rng"} <= state.keys()
 
 
 def test_copies_are_whole_files_of_their_own(tmp_path, saved):
@@ -215,7 +216,7 @@ def test_a_disk_that_is_really_full_keeps_the_old_file(saved):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
     try:
-        with pytest.raises(InputError, match=r"cannot be written .* the previous one is untouched"):
+        with pytest.raises(InputError, match=r"cannot be written .* what was there before is untouched"):
             save(path, stage, 6, (path.with_name("numbers_best"),))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

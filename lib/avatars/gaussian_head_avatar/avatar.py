@@ -1,7 +1,6 @@
 """The trained avatar: Gaussian head, rasterizer at a quarter of the resolution, super-resolution."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -47,12 +46,12 @@ class GaussianAvatar(nn.Module):
 
 def avatar_from(checkpoint: Checkpoint) -> GaussianAvatar:
     """The avatar of a stage-2 checkpoint, on the CPU."""
-    config: dict[str, Any] = checkpoint.config
-    state = checkpoint.modules["gaussianhead"]
-    head = GaussianHead(GaussianHeadConfig.model_validate(config["gaussianheadmodule"]), len(state["xyz"]), len(state["landmarks_3d_neutral"]))
-    upsampler = Upsampler(UpsamplerConfig.model_validate(config["supresmodule"]))
+    state = checkpoint.module("gaussianhead")
+    config = GaussianHeadConfig.model_validate(checkpoint.section("gaussianheadmodule"))
+    head = GaussianHead(config, *(len(state.get(name, ())) for name in ("xyz", "landmarks_3d_neutral")))
+    upsampler = Upsampler(UpsamplerConfig.model_validate(checkpoint.section("supresmodule")))
     load_module(head, state, f"{checkpoint.path}: module 'gaussianhead'")
-    load_module(upsampler, checkpoint.modules["supres"], f"{checkpoint.path}: module 'supres'")
+    load_module(upsampler, checkpoint.module("supres"), f"{checkpoint.path}: module 'supres'")
     return GaussianAvatar(head, upsampler)
 
 

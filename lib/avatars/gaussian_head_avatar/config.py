@@ -42,6 +42,8 @@ class AvatarConfig(Config):
         own = self.recorder.run_folder
         if path is None:
             return None
+        if path.resolve().parent == own.resolve() and key in ("load_supres_checkpoint", "load_delta_poses_checkpoint"):
+            return path if path.exists() else None  # published parts; ours are in one file
         if path.resolve().parent == own.resolve():
             latest = key.removeprefix("load_").removesuffix("_checkpoint") + "_latest"
             if path.name != latest:
@@ -54,18 +56,24 @@ class AvatarConfig(Config):
         return path
 
 
-def check_held_out(config: AvatarConfig, checkpoint: Checkpoint) -> None:
-    """Raises InputError when something is held out here on which the checkpoint was trained."""
-    trained = checkpoint.config.get("dataset")
-    if trained is None:
-        if config.dataset.held_out_cameras or config.dataset.held_out_sequences:
+def check_held_out(capture: HeadCapture, checkpoint: Checkpoint) -> None:
+    """Raises InputError when something is held out here on which the checkpoint was trained, whatever its frames were called there."""
+    if checkpoint.data is None:
+        if capture.config.held_out_cameras or capture.config.held_out_sequences:
             print(f"{checkpoint.path}: a published checkpoint does not say what it was trained on; what you hold out may have been trained on")
         return
-    for key in ("held_out_cameras", "held_out_sequences"):
-        here, there = getattr(config.dataset, key), trained[key]
-        if not set(here) <= set(there):
-            raise InputError(f"dataset.{key} is {list(here)}, but {checkpoint.path} held out {sorted(there)}: it was trained on the rest, "
-                             "which would make every measure on it worthless")
+    trained = checkpoint.data.trained()
+    worthless = "which would make every measure on it worthless"
+    for frame in capture.held_out_frames:
+        name = trained.get(capture.digest(frame))
+        if name is not None:
+            raise InputError(f"dataset.held_out_sequences: frame {frame} is held out ('{capture.sequence_of[frame]}'), but {checkpoint.path} was "
+                             f"trained on it{'' if name == frame else f' (there called {name})'}, {worthless}")
+    if any(capture.digest(frame) in trained for frame in capture.train_frames):
+        for camera in capture.config.held_out_cameras:
+            if camera in checkpoint.data.train_cameras:
+                raise InputError(f"dataset.held_out_cameras: camera {camera} is held out, but {checkpoint.path} was trained on its pictures, "
+                                 f"{worthless}")
 
 
 def check_same(given: Config | None, trained: dict[str, Any], section: str, path: object) -> None:
@@ -80,7 +88,7 @@ def check_same(given: Config | None, trained: dict[str, Any], section: str, path
 
 def check_subject(checkpoint: Checkpoint, module: str, capture: HeadCapture) -> None:
     """Raises InputError when a checkpoint belongs to a subject fitted with another 3DMM."""
-    trained = len(checkpoint.modules[module]["landmarks_3d_neutral"])
+    trained = len(checkpoint.module(module).get("landmarks_3d_neutral", ()))
     if trained != capture.control_count:
         raise InputError(f"{checkpoint.path}: was trained with {trained} control landmarks, the data has {capture.control_count}: "
                          "it belongs to a subject fitted with another 3DMM")

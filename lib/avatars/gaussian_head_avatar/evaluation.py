@@ -11,14 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from lib.avatars.gaussian_head_avatar.avatar import GaussianAvatar, avatar_from
-from lib.avatars.gaussian_head_avatar.config import check_held_out
+from lib.avatars.gaussian_head_avatar.avatar import GaussianAvatar, avatar_from, check_resolution
+from lib.avatars.gaussian_head_avatar.config import check_held_out, check_same, check_subject
 from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadTrainConfig
 from lib.avatars.gaussian_head_avatar.published import read_gaussian_head
 from lib.datasets.batches import HeadBatch
 from lib.datasets.head_capture import HeadCapture, Picture
 from lib.datasets.images import write_image
 from lib.datasets.layout import LEFT_MOUTH_ROW, LOWER_LIP_ROW, MOUTH_ROWS, RIGHT_MOUTH_ROW, UPPER_LIP_ROW
+from lib.datasets.sampler import spread
 from lib.errors import InputError
 from lib.files import write_whole
 from lib.metrics.psnr import psnr
@@ -52,15 +53,18 @@ def evaluate(config: GaussianHeadTrainConfig) -> Path:
     """
     start = time.perf_counter()
     device = choose_device(config.trainer.device, config.gpu_id)
-    path = config.load_gaussianhead_checkpoint or config.recorder.run_folder / "gaussianhead_latest"
+    check_resolution(config.dataset.resolution)
+    # After a training the key names what it started from, so its own result goes before.
+    own = config.recorder.run_folder / "gaussianhead_latest"
+    path = own if own.exists() else config.load_gaussianhead_checkpoint or own
+    print(f"evaluating {path}")
     checkpoint = read_gaussian_head(path, "load_gaussianhead_checkpoint", config.gaussianheadmodule, config.supresmodule,
                                     config.load_supres_checkpoint)
     capture = HeadCapture(config.dataset)
-    check_held_out(config, checkpoint)
-    trained_width = checkpoint.config["gaussianheadmodule"]["exp_coeffs_dim"]
-    if capture.expression_count != trained_width:
-        raise InputError(f"dataset.dataroot: {config.dataset.dataroot} has {capture.expression_count} expression coefficients, "
-                         f"{path} was trained with {trained_width}")
+    check_same(config.gaussianheadmodule, checkpoint.section("gaussianheadmodule"), "gaussianheadmodule", path)
+    check_same(config.supresmodule, checkpoint.section("supresmodule"), "supresmodule", path)
+    check_subject(checkpoint, "gaussianhead", capture)
+    check_held_out(capture, checkpoint)
     splits = {"novel_view": capture.novel_view(), "novel_sequence": capture.novel_sequence()}
     if not any(splits.values()):
         raise InputError("dataset.held_out_cameras, dataset.held_out_sequences: nothing is held out, so there is nothing to measure")
@@ -104,8 +108,8 @@ def _score_split(
     avatar: GaussianAvatar, capture: HeadCapture, pictures: list[Picture], sheet: Path, name: str, device: torch.device
 ) -> list[PictureScore]:
     rows, shown = [], []
-    chosen = {(2 * k + 1) * len(pictures) // (2 * SHEET_COLUMNS) for k in range(SHEET_COLUMNS)}
-    for index, picture in enumerate(tqdm(pictures, desc=name, unit="picture", mininterval=0.5 if is_terminal() else 15.0)):
+    chosen = set(spread(pictures, SHEET_COLUMNS))
+    for picture in tqdm(pictures, desc=name, unit="picture", mininterval=0.5 if is_terminal() else 15.0):
         batch = capture.pictures([picture]).to(device)
         with torch.no_grad():
             image = avatar(batch.expression, batch.head.pose, batch.head, batch.flat_camera()).image
@@ -124,7 +128,7 @@ def _score_split(
             neutral_mouth_psnr=None if box is None else float(psnr(neutral[:, :, *box], target[:, :, *box])),
             expressionless_psnr=None if truth is None else float(psnr(truth.to(device)[None], target)),
         ))
-        if index in chosen:
+        if picture in chosen:
             shown.append([target[0].cpu(), image[0].cpu(), neutral[0].cpu()])
     # Rows: target, avatar, the same avatar without expression.
     write_image(sheet, image_rows([torch.stack(list(row)) for row in zip(*shown, strict=True)]))

@@ -28,7 +28,7 @@ from lib.losses.perceptual import load_lpips
 from lib.losses.photometric import visible_l1
 from lib.networks.upsampler import SCALE, Upsampler, UpsamplerConfig
 from lib.tensors import TensorBundle, keyed_generator
-from lib.training.checkpoint import load_module
+from lib.training.checkpoint import Checkpoint
 from lib.training.stage import AbstractStage, Comparison, StepReport
 from lib.training.trainer import TrainerConfig
 
@@ -107,7 +107,7 @@ class _Start:
 
     avatar: GaussianAvatar
     mesh_head: MeshHeadConfig
-    pose_offsets: dict[str, Tensor] | None
+    pose_offsets: Float[Tensor, "F 6"] | None
 
 
 class GaussianHeadStage(AbstractStage):
@@ -125,7 +125,7 @@ class GaussianHeadStage(AbstractStage):
         self.avatar.to(device)
         self.pose_offsets = PoseOffsets(len(capture.frames))
         if start.pose_offsets is not None:
-            load_module(self.pose_offsets, start.pose_offsets, "load_delta_poses_checkpoint")
+            self.pose_offsets.delta.data.copy_(start.pose_offsets)
         self.pose_offsets.to(device)
         self.modules = nn.ModuleDict({"gaussianhead": self.avatar.head, "supres": self.avatar.upsampler, "delta_poses": self.pose_offsets})
         head = self.avatar.head
@@ -147,24 +147,26 @@ class GaussianHeadStage(AbstractStage):
         if path is not None:
             key = "resume" if path == own else "load_gaussianhead_checkpoint"
             checkpoint = read_gaussian_head(path, key, config.gaussianheadmodule, config.supresmodule, supres, poses, config.meshheadmodule)
-            check_same(config.gaussianheadmodule, checkpoint.config["gaussianheadmodule"], "gaussianheadmodule", path)
-            check_same(config.supresmodule, checkpoint.config["supresmodule"], "supresmodule", path)
-            check_same(config.meshheadmodule, checkpoint.config["meshheadmodule"], "meshheadmodule", path)
+            check_same(config.gaussianheadmodule, checkpoint.section("gaussianheadmodule"), "gaussianheadmodule", path)
+            check_same(config.supresmodule, checkpoint.section("supresmodule"), "supresmodule", path)
+            check_same(config.meshheadmodule, checkpoint.section("meshheadmodule"), "meshheadmodule", path)
             check_subject(checkpoint, "gaussianhead", capture)
-            check_held_out(config, checkpoint)
+            check_held_out(capture, checkpoint)
             if path == given:  # the trainer says so when it resumes
                 print(f"gaussianhead: starting from the weights of {path}")
-            mesh_config = MeshHeadConfig.model_validate(checkpoint.config["meshheadmodule"])
-            return _Start(avatar_from(checkpoint), mesh_config, checkpoint.modules.get("delta_poses"))
+            avatar = avatar_from(checkpoint)
+            if path == given:
+                avatar.head.own_pose.copy_(_typical_pose(capture))
+            return _Start(avatar, MeshHeadConfig.model_validate(checkpoint.section("meshheadmodule")), _offsets_for(checkpoint, capture))
         if supres is not None or poses is not None:
             raise InputError(f"load_{'supres' if supres is not None else 'delta_poses'}_checkpoint: given without load_gaussianhead_checkpoint; "
                              "name all published files of that head, or none")
         if config.load_meshhead_checkpoint is None:
             raise InputError("load_meshhead_checkpoint: stage 2 starts from a stage-1 checkpoint; name it, e.g. checkpoints/<name>/meshhead_latest")
         checkpoint = read_mesh_head(config.load_meshhead_checkpoint, "load_meshhead_checkpoint", config.meshheadmodule)
-        check_same(config.meshheadmodule, checkpoint.config["meshheadmodule"], "meshheadmodule", checkpoint.path)
+        check_same(config.meshheadmodule, checkpoint.section("meshheadmodule"), "meshheadmodule", checkpoint.path)
         check_subject(checkpoint, "meshhead", capture)
-        check_held_out(config, checkpoint)
+        check_held_out(capture, checkpoint)
         mesh_head = mesh_head_from(checkpoint)
         resolved = config.gaussianheadmodule.resolved(mesh_head.config, capture.expression_count)
         if config.supresmodule.input_dim != resolved.color_channels:
@@ -210,6 +212,23 @@ class GaussianHeadStage(AbstractStage):
         top, left = torch.randint(image.shape[-1] - crop + 1, (2,), generator=random).tolist()
         window = (..., slice(top, top + crop), slice(left, left + crop))
         return self.lpips(image[window], target[window]).mean()
+
+
+def _offsets_for(checkpoint: Checkpoint, capture: HeadCapture) -> Float[Tensor, "F 6"] | None:
+    """The pose offsets of a checkpoint, brought to the frames of this capture; None where it has none."""
+    if "delta_poses" not in checkpoint.modules:
+        return None
+    stored = checkpoint.module("delta_poses").get("delta", torch.zeros(0, 6))
+    if checkpoint.data is None:  # published: nothing tells which frame a row belongs to
+        if len(stored) != len(capture.frames):
+            raise InputError(f"load_delta_poses_checkpoint: offsets of {len(stored)} frames, but dataset.dataroot has {len(capture.frames)}; "
+                             "leave the key out to start with none")
+        return stored
+    of_digest = dict(zip(checkpoint.data.digests, stored, strict=False))
+    rows = [of_digest.get(capture.digest(frame)) for frame in capture.frames]
+    if any(row is None for row in rows):
+        print(f"{checkpoint.path}: has pose offsets of {sum(row is not None for row in rows)} of {len(rows)} frames; the others start with none")
+    return torch.stack([torch.zeros(6) if row is None else row for row in rows])
 
 
 def _typical_pose(capture: HeadCapture) -> Float[Tensor, "6"]:

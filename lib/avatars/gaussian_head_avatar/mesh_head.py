@@ -17,7 +17,7 @@ from lib.config import Config
 from lib.datasets.batches import HeadBatch
 from lib.errors import InputError
 from lib.geometry.head_pose import HeadPose
-from lib.geometry.tetmesh import IsoSurface, TetGrid, body_centred_grid, marching_tetrahedra, oriented, subdivide
+from lib.geometry.tetmesh import BoundingBox, IsoSurface, TetGrid, body_centred_grid, marching_tetrahedra, oriented, subdivide
 from lib.networks.mlp import MLP, mean_squared_norm, resolve_widths
 from lib.networks.positional_encoding import encoded_width, positional_encoding
 from lib.tensors import TensorBundle, keyed_generator
@@ -27,8 +27,6 @@ from lib.training.runtime import is_terminal
 OFFSET_DIVISOR = 128.0
 SPHERE_RADIUS, SPHERE_STEPS, SPHERE_LEARNING_RATE, SPHERE_POINTS, SPHERE_EXTENT = 1.0, 300, 1e-3, 8192, 1.5
 POSE_WIDTH = 6
-
-BoundingBox = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
 
 
 class MeshHeadConfig(Config):

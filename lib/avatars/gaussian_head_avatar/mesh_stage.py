@@ -90,9 +90,9 @@ class MeshHeadStage(AbstractStage):
         path = own if own.exists() else given
         if path is not None:
             checkpoint = read_mesh_head(path, "resume" if path == own else "load_meshhead_checkpoint", resolved)
-            check_same(config.meshheadmodule, checkpoint.config["meshheadmodule"], "meshheadmodule", path)
+            check_same(config.meshheadmodule, checkpoint.section("meshheadmodule"), "meshheadmodule", path)
             check_subject(checkpoint, "meshhead", capture)
-            check_held_out(config, checkpoint)
+            check_held_out(capture, checkpoint)
             if path == given:  # the trainer says so when it resumes
                 print(f"meshhead: starting from the weights of {path}")
             return mesh_head_from(checkpoint).to(device)

@@ -45,7 +45,10 @@ def read_mesh_head(path: Path, key: str, config: MeshHeadConfig | None) -> Check
     tensors = _tensors(state, path, key, "landmarks_3d_neutral", "tet_verts", "tets")
     networks, widths, rest = _networks(tensors, _MESH_NETWORKS, f"{key}: {path}")
     resolved = _with_widths(config or MeshHeadConfig(), widths, "meshheadmodule", path)
-    grid = oriented(TetGrid(rest.pop("tet_verts").float(), rest.pop("tets").long()))
+    vertices, tets = rest.pop("tet_verts").float(), rest.pop("tets").long()
+    if vertices.shape[1:] != (3,) or tets.shape[1:] != (4,) or int(tets.min()) < 0 or int(tets.max()) >= len(vertices):
+        raise InputError(f"{key}: {path}: expected tet_verts (N,3) and tets (T,4) below N, found {tuple(vertices.shape)} and {tuple(tets.shape)}")
+    grid = oriented(TetGrid(vertices, tets))
     module = networks | {"landmarks_3d_neutral": rest.pop("landmarks_3d_neutral").float(), "tet_verts": grid.vertices, "tets": grid.tets}
     _report(key, path, f"mesh head, {len(grid.vertices):,} grid vertices, {len(module['landmarks_3d_neutral'])} landmarks", widths, rest)
     return _checkpoint(path, "meshhead", {"meshheadmodule": resolved.model_dump(mode="json")}, {"meshhead": module})
@@ -91,9 +94,13 @@ def read_gaussian_head(
 
 def refuse_published(path: Path) -> None:
     """Raises InputError when a run's own latest checkpoint is a published file, which training would overwrite."""
-    if path.exists() and not is_checkpoint(read_file(path, "resume")):
+    if path.exists() and _looks_published(read_file(path, "resume")):
         raise InputError(f"{path}: is a published checkpoint in this run's own folder, where training would replace it. Move it elsewhere and "
                          "name it in its load_* key to start from it, or choose another recorder.name")
+
+
+def _looks_published(state: Any) -> bool:
+    return isinstance(state, Mapping) and ("xyz" in state or "tet_verts" in state)
 
 
 def _read_upsampler(path: Path, given: UpsamplerConfig | None) -> tuple[State, UpsamplerConfig]:
@@ -131,6 +138,9 @@ def _tensors(state: Any, path: Path, key: str, *needed: str) -> State:
     broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise InputError(f"{key}: {path}: '{broken[0]}' holds NaN or infinity; published long trainings can end so: take an earlier epoch")
+    flat = [name for name, value in state.items() if value.ndim < 2 and not name.endswith("bias")]
+    if flat:
+        raise InputError(f"{key}: {path}: '{flat[0]}' has shape {tuple(state[flat[0]].shape)}, expected at least two dimensions")
     return {name: value.detach() for name, value in state.items()}
 
 
@@ -171,8 +181,7 @@ def _with_widths(config: Any, widths: dict[str, tuple[int, ...]], section: str, 
 
 
 def _checkpoint(path: Path, stage: str, config: dict[str, Any], modules: dict[str, State]) -> Checkpoint:
-    # What it was trained on is not known: `dataset` is absent.
-    return Checkpoint(stage=stage, step=0, best_psnr=float("-inf"), seconds=0.0, config=config, frames=[], modules=modules, optimizers={}, path=path)
+    return Checkpoint(stage=stage, step=0, best_psnr=float("-inf"), seconds=0.0, config=config, data=None, modules=modules, optimizers={}, path=path)
 
 
 def _report(key: str, path: Path, what: str, widths: dict[str, tuple[int, ...]], left: State) -> None:

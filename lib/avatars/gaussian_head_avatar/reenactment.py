@@ -16,6 +16,7 @@ from lib.avatars.gaussian_head_avatar.published import read_gaussian_head
 from lib.config import Config
 from lib.datasets.driving import DrivingFrame, DrivingSequence
 from lib.datasets.images import read_image, resize, write_image
+from lib.datasets.sampler import spread
 from lib.datasets.video import VideoWriter
 from lib.errors import InputError
 from lib.networks.upsampler import UpsamplerConfig
@@ -53,8 +54,8 @@ def reenact(config: ReenactmentConfig) -> Path:
     # Of load_delta_poses_checkpoint nothing is needed: offsets belong to frames of the training.
     checkpoint = read_gaussian_head(config.load_gaussianhead_checkpoint, "load_gaussianhead_checkpoint", config.gaussianheadmodule,
                                     config.supresmodule, config.load_supres_checkpoint)
-    check_same(config.gaussianheadmodule, checkpoint.config["gaussianheadmodule"], "gaussianheadmodule", checkpoint.path)
-    check_same(config.supresmodule, checkpoint.config["supresmodule"], "supresmodule", checkpoint.path)
+    check_same(config.gaussianheadmodule, checkpoint.section("gaussianheadmodule"), "gaussianheadmodule", checkpoint.path)
+    check_same(config.supresmodule, checkpoint.section("supresmodule"), "supresmodule", checkpoint.path)
     device = choose_device(config.device, config.gpu_id)
     avatar = avatar_from(checkpoint).to(device).eval()
     driver = DrivingSequence(config.dataset, avatar.head.own_pose.cpu())
@@ -66,7 +67,7 @@ def reenact(config: ReenactmentConfig) -> Path:
           f"camera {config.dataset.camera_mode}, head pose {config.dataset.head_pose_mode}, pose code {config.dataset.pose_code_mode}, on {device}")
     for old in (folder / "frames").glob("[0-9]*.png"):  # of an earlier, perhaps longer driver
         old.unlink()
-    shown = _spread_rows(len(driver), config.video.sheet_columns * config.video.sheet_rows)
+    shown = set(spread(list(range(len(driver))), config.video.sheet_columns * config.video.sheet_rows))
     sheet: list[Float[Tensor, "3 H W"]] = []
     with torch.no_grad(), VideoWriter(folder / "reenactment.mp4", config.video.frames_per_second, config.video.crf) as video:
         for index in tqdm(range(len(driver)), desc="reenactment", unit="frame", mininterval=0.5 if is_terminal() else 15.0):
@@ -86,7 +87,3 @@ def reenact(config: ReenactmentConfig) -> Path:
     write_image(folder / "contact_sheet.png", image_rows(rows))
     write_seconds(folder, "reenactment", time.perf_counter() - start)
     return folder
-
-
-def _spread_rows(total: int, count: int) -> set[int]:
-    return {(2 * k + 1) * total // (2 * count) for k in range(count)} if count < total else set(range(total))
