@@ -4,6 +4,7 @@ Deterministic: gradients of every (tile, Gaussian) pair are written apart and su
 is 4 (C + 8) bytes per pair. Runs on CUDA, and on the CPU under Triton's interpreter (TRITON_INTERPRET=1), slowly, for tests.
 """
 
+import functools
 import importlib.util
 import math
 import os
@@ -22,9 +23,9 @@ from lib.render.gaussian.projection import ALPHA_MIN, Projected, project, tile_p
 
 SIDE = 8  # pixels; smaller tiles blend fewer pairs that contribute nothing, larger ones have fewer lists to sort
 CHUNK = 16  # Gaussians blended at once
-WARPS = 2
+FORWARD_WARPS, BACKWARD_WARPS = 2, 4
 BLOCK_MAX = 64  # channels of one program; more take several, which blend the same alphas
-PRECISION = "tf32x3"  # three tensor-core products per product: float32 accuracy to 3e-7
+PRECISION = "ieee"  # float32 products; tensor cores are not faster here, where reductions rule, and would cost three digits
 SLACK = 0.01  # of the squared distance at which a Gaussian ends: what rounding may add before a tile is left out
 
 
@@ -34,8 +35,8 @@ class TileLists:
 
     gaussians: Int[Tensor, "P"]
     slots: Int[Tensor, "P"]
-    starts: Int[Tensor, "T+1"]
-    chunk_starts: Int[Tensor, "T+1"]
+    starts: Int[Tensor, "E"]  # per tile, and the end
+    chunk_starts: Int[Tensor, "E"]  # per tile, and the end
     drawn: Int[Tensor, "K"]  # Gaussians that have pairs, in the order of the slots
     lengths: Int[Tensor, "K"]  # how many pairs each of them has
     tiles_x: int
@@ -50,14 +51,18 @@ def obstacle(cloud: GaussianCloud) -> str | None:
     wrong = {value.dtype for value in (cloud.means, cloud.quats_wxyz, cloud.scales, cloud.opacities, cloud.features)} - {torch.float32}
     if wrong:
         return f"it computes in float32, not {', '.join(sorted(str(dtype).removeprefix('torch.') for dtype in wrong))}"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if cloud.means.device.type != "cuda" and not interpreted:
+        return f"it needs CUDA tensors, not {cloud.means.device.type}"
+    return _missing(interpreted)
+
+
+@functools.cache
+def _missing(interpreted: bool) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return None
-    if cloud.means.device.type != "cuda":
-        return f"it needs CUDA tensors, not {cloud.means.device.type}"
-    if not (os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")):
-        return "triton needs a C compiler (cc, gcc or clang on the PATH, or the variable CC)"
+    if not interpreted and not (os.environ.get("CC") or any(shutil.which(name) for name in ("cc", "gcc", "clang"))):
+        return "triton needs a C compiler: cc, gcc or clang on the PATH, or the variable CC"
     return None
 
 
@@ -84,7 +89,7 @@ def tile_lists(projected: Projected, batch: int, width: int, height: int) -> Til
         tiles_x, tiles_y = -(-width // SIDE), -(-height // SIDE)
         tiles = batch * tiles_x * tiles_y
         gaussian, tile = tile_pairs(projected, batch, SIDE, tiles_x, tiles_y)
-        reached = _reaches(projected, gaussian, tile % tiles_x, tile // tiles_x % tiles_y)
+        reached = _reaches(projected, gaussian, tile % tiles_x, tile // tiles_x % tiles_y).nonzero()[:, 0]
         gaussian, tile = gaussian[reached], tile[reached]
         if len(gaussian) >= 2**31:
             raise InputError(f"{len(gaussian)} pairs of Gaussians and tiles: draw fewer images at once")
@@ -144,7 +149,7 @@ class Blend(torch.autograd.Function):
             blend_forward[(tiles, -(-channels // block))](
                 lists.starts, lists.chunk_starts, lists.gaussians, geometry, features, image, alpha, checkpoints, stops,
                 lists.tiles_x, lists.tiles_x * lists.tiles_y, lists.width, lists.height, channels,
-                SIDE=SIDE, CHUNK=CHUNK, BLOCK=block, SAVE=save, PRECISION=PRECISION, num_warps=WARPS,
+                SIDE=SIDE, CHUNK=CHUNK, BLOCK=block, SAVE=save, PRECISION=PRECISION, num_warps=FORWARD_WARPS,
             )
         if save:
             ctx.save_for_backward(geometry, features, checkpoints, stops)
@@ -170,7 +175,7 @@ class Blend(torch.autograd.Function):
                 lists.starts, lists.chunk_starts, stops, lists.gaussians, lists.slots, geometry, features, checkpoints,
                 d_image.contiguous(), d_alpha.contiguous(), d_geometry, d_features,
                 pairs, lists.tiles_x, lists.tiles_x * lists.tiles_y, lists.width, lists.height, channels,
-                SIDE=SIDE, CHUNK=CHUNK, BLOCK=block, PRECISION=PRECISION, num_warps=WARPS,
+                SIDE=SIDE, CHUNK=CHUNK, BLOCK=block, PRECISION=PRECISION, num_warps=BACKWARD_WARPS,
             )
         return _per_gaussian(d_geometry.sum(dim=0), lists, geometry), _per_gaussian(d_features, lists, features), None, None
 

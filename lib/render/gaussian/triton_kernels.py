@@ -79,9 +79,8 @@ def blend_forward(
     seen = 0
     active = 1
     while (seen < count) & (active > 0):
-        if SAVE:
-            if block == 0:
-                tl.store(checkpoint + (seen // CHUNK) * (SIDE * SIDE) + pixel, transmittance)
+        if SAVE:  # every block of channels writes the same numbers
+            tl.store(checkpoint + (seen // CHUNK) * (SIDE * SIDE) + pixel, transmittance)
         member = seen + tl.arange(0, CHUNK)
         valid = member < count
         gaussian = tl.load(gaussians + start + member, mask=valid, other=0).to(tl.int64)
@@ -101,8 +100,7 @@ def blend_forward(
         seen += CHUNK
 
     if SAVE:
-        if block == 0:
-            tl.store(stops + tile, tl.minimum(seen, count))
+        tl.store(stops + tile, tl.minimum(seen, count))
     place = row * width + column
     target = image + (picture * channels + channel)[:, None] * height * width + place[None, :]
     tl.store(target, blended, mask=(channel < channels)[:, None] & inside[None, :])
