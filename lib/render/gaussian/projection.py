@@ -49,7 +49,9 @@ def project(cloud: GaussianCloud, camera: Camera) -> Projected:
     a = spread[..., 0, :].square().sum(dim=-1) + LOW_PASS
     b = (spread[..., 0, :] * spread[..., 1, :]).sum(dim=-1)
     c = spread[..., 1, :].square().sum(dim=-1) + LOW_PASS
-    determinant = a * c - b * b
+    # a c - b², by Lagrange's identity: the difference loses all digits of thin and long Gaussians in float32, and its sign.
+    area = torch.linalg.cross(spread[..., 0, :], spread[..., 1, :]).square().sum(dim=-1)
+    determinant = area + LOW_PASS * (a + c - LOW_PASS)
     conics = torch.stack([c, -b, a], dim=-1) / determinant[..., None]
     means = torch.stack([fx * x / safe_z + cx, fy * y / safe_z + cy], dim=-1)
 

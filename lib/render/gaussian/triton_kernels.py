@@ -108,7 +108,7 @@ def blend_forward(
         tl.store(alpha_image + picture * height * width + place, 1.0 - left, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])  # it differs at every call
 @no_type_check
 def blend_backward(
     starts, chunk_starts, stops, gaussians, slots, geometry, features, checkpoints, d_image, d_alpha_image, d_geometry, d_features,
