@@ -132,9 +132,9 @@ def blend_backward(
     d_alpha_pixel = tl.load(d_alpha_image + picture * height * width + place, mask=inside & (block == 0), other=0.0)
 
     carried = tl.zeros([SIDE * SIDE], tl.float32)  # sum of weight * (feature . d_pixel) of everything behind
-    chunks = (count + CHUNK - 1) // CHUNK
-    for step in range(0, chunks):
-        first = (chunks - 1 - step) * CHUNK
+    first = (count + CHUNK - 1) // CHUNK * CHUNK
+    while first > 0:
+        first -= CHUNK
         member = first + tl.arange(0, CHUNK)
         valid = member < count
         gaussian = tl.load(gaussians + start + member, mask=valid, other=0).to(tl.int64)
