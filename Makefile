@@ -46,6 +46,7 @@ $(READY): setup.py constraints.txt
 	@mkdir -p .setup
 	@$(PYTHON) -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" > .setup/torch.txt
 	$(PYTHON) -m pip install -q -c constraints.txt -c .setup/torch.txt -e ".[dev]"
+	@$(PYTHON) -c "import triton" 2>/dev/null || $(PYTHON) -m pip install -q -c constraints.txt -c .setup/torch.txt -e ".[interpreter]"
 	@touch $@
 
 demo: $(READY)

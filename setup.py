@@ -13,5 +13,9 @@ setup(
         "torch>=2.8", "numpy>=2", "opencv-python-headless>=4.10", "pyyaml>=6", "pydantic>=2.7", "tqdm", "tensorboard>=2.21",
         "roma>=1.5", "jaxtyping>=0.3", "av>=14", "setuptools",
     ],
-    extras_require={"dev": ["pytest", "hypothesis", "beartype", "ruff", "scikit-image"]},
+    extras_require={
+        "dev": ["pytest", "hypothesis", "beartype", "ruff", "scikit-image"],
+        # For torch without a triton of its own (CPU builds): the tests run the kernels under its interpreter. CUDA builds pin another.
+        "interpreter": ['triton==3.7.1; sys_platform == "linux" and platform_machine == "x86_64"'],
+    },
 )

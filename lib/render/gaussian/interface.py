@@ -1,5 +1,6 @@
 """The one way to draw Gaussians. Backends are chosen by name; all have the semantics of `reference`."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
-from lib.render.gaussian import reference
+from lib.render.gaussian import reference, triton
 from lib.tensors import TensorBundle
 
 
@@ -22,7 +23,7 @@ class FeatureImage(TensorBundle):
 
 
 Backend = Callable[[GaussianCloud, Camera, Tensor], tuple[Tensor, Tensor]]
-BACKENDS: dict[str, Backend] = {"reference": reference.rasterize}
+BACKENDS: dict[str, Backend] = {"reference": reference.rasterize, "triton": triton.rasterize}
 
 
 def rasterize(cloud: GaussianCloud, camera: Camera, background: Float[Tensor, "C"], backend: str = "auto") -> FeatureImage:
@@ -30,9 +31,22 @@ def rasterize(cloud: GaussianCloud, camera: Camera, background: Float[Tensor, "C
 
     Differentiable in means, quats_wxyz, scales, opacities, features and world_to_camera. A covariance gets 0.3 px² on
     its diagonal; contributions below 1/255 are dropped, above 0.99 clamped; a pixel stops when its transmittance would
-    fall below 1e-4; Gaussians nearer than 0.2 are culled. Raises InputError for an unknown backend.
+    fall below 1e-4; Gaussians nearer than 0.2 are culled. `auto` is triton for float32 on CUDA where Triton works, else
+    reference, and says so once. Raises InputError for an unknown backend and for one that cannot draw these tensors.
     """
-    name = "reference" if backend == "auto" else backend
+    name = _automatic(cloud) if backend == "auto" else backend
     if name not in BACKENDS:
         raise InputError(f"rasterizer backend '{backend}' is not known; expected auto or one of {sorted(BACKENDS)}")
     return FeatureImage(*BACKENDS[name](cloud, camera, background))
+
+
+def _automatic(cloud: GaussianCloud) -> str:
+    reason = triton.obstacle(cloud) if cloud.means.is_cuda else f"tensors on {cloud.means.device.type}"
+    name = "triton" if reason is None else "reference"
+    _say(f"rasterizer: {name}" if reason is None else f"rasterizer: {name} (not triton: {reason})")
+    return name
+
+
+@functools.cache
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -4,9 +4,6 @@ Any number of channels, any floating type, CPU and CUDA, plain autograd. Tiles w
 together, so memory follows the number of (tile, Gaussian) pairs; above a budget blending is recomputed in the backward pass.
 """
 
-from dataclasses import dataclass
-
-import roma
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,30 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
-from lib.render.boxes import box_cells
-
-NEAR = 0.2  # world units; Gaussians whose centre is nearer are culled
-LOW_PASS = 0.3  # px², added to the diagonal of every projected covariance
-ALPHA_MAX, ALPHA_MIN = 0.99, 1.0 / 255.0
-TRANSMITTANCE_MIN = 1e-4  # a Gaussian that would bring a pixel below is not blended, nor any behind it
-FRUSTUM_MARGIN = 0.3  # of the half field of view: where the Jacobian of the projection is evaluated at most
+from lib.render.gaussian.projection import ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_MIN, project, tile_pairs
 
 TILE = 8  # pixels
 GROUP_RATIO = 0.6  # tiles are blended together when the shortest list is at least this part of the longest
 CHUNK_VALUES = 1 << 23  # (pixel, Gaussian) values blended at once
 KEEP_VALUES = 1 << 26  # more than this in one call: recompute instead of keeping intermediate values
-
-
-@dataclass(frozen=True)
-class Projected:
-    """Gaussians on the image plane, flattened over the batch. `power` at a pixel is log alpha before clamping."""
-
-    means: Float[Tensor, "M 2"]
-    conics: Float[Tensor, "M 3"]
-    log_opacities: Float[Tensor, "M"]
-    depths: Float[Tensor, "M"]
-    low: Int[Tensor, "M 2"]
-    extent: Int[Tensor, "M 2"]
 
 
 def rasterize(
@@ -47,7 +26,9 @@ def rasterize(
     batch, channels = len(cloud.means), cloud.features.shape[-1]
     projected = project(cloud, camera)
     tiles_x, tiles_y = -(-camera.width // TILE), -(-camera.height // TILE)
-    gaussian, tile = _tile_lists(projected, batch, tiles_x, tiles_y)
+    gaussian, tile = tile_pairs(projected, batch, TILE, tiles_x, tiles_y)
+    tile, order = tile.sort(stable=True)  # within a tile still by depth, then Gaussian
+    gaussian = gaussian[order]
     # One more Gaussian that contributes nothing fills up short lists.
     means = torch.cat([projected.means, projected.means.new_zeros(1, 2)])
     conics = torch.cat([projected.conics, projected.conics.new_zeros(1, 3)])
@@ -76,60 +57,6 @@ def rasterize(
     image = image.reshape(batch, channels + 1, tiles_y * TILE, tiles_x * TILE)[:, :, :camera.height, :camera.width]
     alpha = image[:, channels:]
     return image[:, :channels] + (1.0 - alpha) * background[:, None, None], alpha
-
-
-def project(cloud: GaussianCloud, camera: Camera) -> Projected:
-    """EWA projection (Zwicker et al., 2001) with the exact box of pixels in which alpha reaches 1/255; cameras without skew."""
-    points = camera.to_camera(cloud.means)
-    x, y, z = points.unbind(dim=-1)
-    in_front = z > NEAR
-    safe_z = torch.where(in_front, z, torch.ones_like(z))
-    fx, fy, cx, cy = (camera.intrinsics[:, i, j, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
-    margin_x, margin_y = FRUSTUM_MARGIN * 0.5 * camera.width / fx, FRUSTUM_MARGIN * 0.5 * camera.height / fy
-    tx = (x / safe_z).clamp(-cx / fx - margin_x, (camera.width - cx) / fx + margin_x)
-    ty = (y / safe_z).clamp(-cy / fy - margin_y, (camera.height - cy) / fy + margin_y)
-    zero = torch.zeros_like(z)
-    jacobian = torch.stack([
-        torch.stack([fx / safe_z, zero, -fx * tx / safe_z], dim=-1), torch.stack([zero, fy / safe_z, -fy * ty / safe_z], dim=-1),
-    ], dim=-2)
-    axes = roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(cloud.quats_wxyz)) * cloud.scales[..., None, :]
-    spread = jacobian @ (camera.world_to_camera[:, None, :, :3] @ axes)  # (B, N, 2, 3)
-    a = spread[..., 0, :].square().sum(dim=-1) + LOW_PASS
-    b = (spread[..., 0, :] * spread[..., 1, :]).sum(dim=-1)
-    c = spread[..., 1, :].square().sum(dim=-1) + LOW_PASS
-    determinant = a * c - b * b
-    conics = torch.stack([c, -b, a], dim=-1) / determinant[..., None]
-    means = torch.stack([fx * x / safe_z + cx, fy * y / safe_z + cy], dim=-1)
-
-    with torch.no_grad():
-        visible = in_front & (cloud.opacities >= ALPHA_MIN)
-        reach = (2.0 * (cloud.opacities.clamp(min=ALPHA_MIN) / ALPHA_MIN).log())[..., None]
-        half = (reach * torch.stack([a, c], dim=-1)).sqrt()
-        size = torch.tensor([camera.width, camera.height], device=means.device)
-        low = torch.ceil(means - half - 0.5).clamp(min=0)
-        high = torch.minimum(torch.floor(means + half - 0.5), (size - 1).to(means.dtype))
-        extent = torch.where(visible[..., None], high - low + 1, torch.zeros_like(high)).clamp(min=0)
-        extent = torch.where((extent > 0).all(dim=-1, keepdim=True), extent, torch.zeros_like(extent))
-        low = torch.where(extent > 0, low, torch.zeros_like(low))
-    tiny = torch.finfo(cloud.opacities.dtype).tiny
-    return Projected(
-        means=means.flatten(0, 1), conics=conics.flatten(0, 1), log_opacities=cloud.opacities.clamp(min=tiny).log().flatten(),
-        depths=z.detach().flatten(), low=low.long().flatten(0, 1), extent=extent.long().flatten(0, 1),
-    )
-
-
-def _tile_lists(projected: Projected, batch: int, tiles_x: int, tiles_y: int) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"]]:
-    """(Gaussian, tile) pairs ordered by tile, then depth, then Gaussian."""
-    with torch.no_grad():
-        low = projected.low // TILE
-        extent = (projected.low + projected.extent - 1) // TILE - low + 1
-        extent = torch.where(projected.extent > 0, extent, torch.zeros_like(extent))
-        drawn = extent.prod(dim=1).nonzero()[:, 0]
-        by_depth = drawn[projected.depths[drawn].argsort(stable=True)]
-        gaussian, column, row = box_cells(by_depth, low, extent)
-        image = gaussian // (len(projected.depths) // batch)
-        tile, order = ((image * tiles_y + row) * tiles_x + column).sort(stable=True)
-        return gaussian[order], tile
 
 
 def _groups(counts: Int[Tensor, "T"]) -> list[Int[Tensor, "t"]]:
