@@ -362,6 +362,86 @@ def test_stage_2_refuses_to_hold_out_what_stage_1_was_trained_on(made, trained, 
     assert "dataset.held_out_cameras" in said and "meshhead_latest" in said
 
 
+def renamed(subject: Path, names: dict[str, str]) -> None:
+    """Gives the frames of a subject other names."""
+    for kind in ("images", "cameras", "params"):
+        for old in names:
+            (subject / kind / old).rename(subject / kind / f"{old}.moving")
+        for old, new in names.items():
+            (subject / kind / f"{old}.moving").rename(subject / kind / new)
+    records = json.loads((subject / "frames.json").read_text())["frames"]
+    (subject / "frames.json").write_text(json.dumps({"frames": [row | {"frame": names.get(row["frame"], row["frame"])} for row in records]}))
+
+
+def test_a_trained_frame_is_known_by_its_content_whatever_it_is_called(made, trained, tmp_path):
+    """A training frame becomes one of the held-out sequence: by name nothing has changed."""
+    subject = copy_subject(made.subject, tmp_path / "subject")
+    records = json.loads((subject / "frames.json").read_text())["frames"]
+    trained_on, held_out = records[0]["frame"], records[-1]["frame"]
+    renamed(subject, {trained_on: held_out, held_out: trained_on})
+    rows = {row["frame"]: row for row in json.loads((subject / "frames.json").read_text())["frames"]}
+    rows[trained_on]["sequence"], rows[held_out]["sequence"] = rows[held_out]["sequence"], rows[trained_on]["sequence"]
+    (subject / "frames.json").write_text(json.dumps({"frames": list(rows.values())}))
+    for script, values in (("evaluate", gaussian_dict(subject, trained)), ("train_gaussianhead", gaussian_dict(subject, trained, name="leak"))):
+        said = refusal(script, values, tmp_path, f"recorder.result_path={tmp_path}")
+        assert said.startswith("dataset.held_out_sequences: ") and f"there called {trained_on}" in said
+
+
+def test_another_subject_with_the_same_frame_names_is_no_leak(made, trained, runs, tmp_path):
+    subject = copy_subject(made.subject, tmp_path / "subject")
+    for path in subject.rglob("params.npz"):
+        arrays = dict(np.load(path))
+        np.savez(path, **(arrays | {"exp_coeff": arrays["exp_coeff"] + 0.01}))
+    values = gaussian_dict(subject, runs, name="other") | {"load_gaussianhead_checkpoint": str(runs / "checkpoints/tiny/gaussianhead_latest")}
+    values["dataset"]["held_out_sequences"] = ["EXP-1-head"]  # was trained on, of the first subject
+    run_script("train_gaussianhead", values, tmp_path)
+
+
+def test_resume_refuses_data_that_changed_under_the_same_names(made, runs, tmp_path):
+    subject = copy_subject(made.subject, tmp_path / "subject")
+    arrays = dict(np.load(subject / "params" / "0001" / "params.npz"))
+    np.savez(subject / "params" / "0001" / "params.npz", **(arrays | {"pose": arrays["pose"] + 0.001}))
+    said = refusal("train_meshhead", mesh_dict(subject, runs, steps=4), tmp_path)
+    assert "other parameters of frame 0001" in said
+
+
+def test_pose_offsets_of_a_start_checkpoint_follow_their_frames(made, runs, tmp_path):
+    before = latest(runs, "gaussianhead").modules["delta_poses"]["delta"]
+    state = torch.load(runs / "checkpoints/tiny/gaussianhead_latest", weights_only=True)
+    state["modules"]["delta_poses"]["delta"] = torch.arange(before.numel()).reshape(before.shape).float() * 1e-4
+    torch.save(state, runs / "checkpoints/tiny/gaussianhead_latest")
+    subject = copy_subject(made.subject, tmp_path / "subject")
+    renamed(subject, {"0000": "0006", "0006": "0000"})
+    records = {row["frame"]: row["sequence"] for row in json.loads((subject / "frames.json").read_text())["frames"]}
+    values = gaussian_dict(subject, runs, name="start") | {"load_gaussianhead_checkpoint": str(runs / "checkpoints/tiny/gaussianhead_latest")}
+    values["dataset"]["held_out_sequences"] = [records["0000"]]
+    config = GaussianHeadTrainConfig.model_validate(values)
+    stage = GaussianHeadStage(config, HeadCapture(config.dataset), CPU)
+    given = state["modules"]["delta_poses"]["delta"]
+    assert torch.equal(stage.pose_offsets.delta[[0, 6]], given[[6, 0]]) and torch.equal(stage.pose_offsets.delta[1:6], given[1:6])
+    assert stage.avatar.head.own_pose.any()
+
+
+def test_evaluation_measures_the_avatar_of_the_run_not_the_one_it_started_from(made, runs, tmp_path, capsys):
+    values = gaussian_dict(made.subject, runs, name="second") | {"load_gaussianhead_checkpoint": str(runs / "checkpoints/tiny/gaussianhead_latest")}
+    run_script("train_gaussianhead", values, tmp_path)
+    run_script("evaluate", values, tmp_path)
+    assert f"evaluating {runs / 'checkpoints/second/gaussianhead_latest'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("override", "part"), [
+    ("dataset.resolution=66", "dataset.resolution is 66"), ("gaussianheadmodule.deform_scale=3", "gaussianheadmodule.deform_scale is 3"),
+    ("supresmodule.network_capacity=8", "supresmodule.network_capacity is 8"),
+])
+def test_evaluation_refuses_what_differs_from_the_training(made, trained, tmp_path, override, part):
+    assert part in refusal("evaluate", gaussian_dict(made.subject, trained), tmp_path, f"recorder.result_path={tmp_path}", override)
+
+
+def test_a_log_that_cannot_be_written_is_named(made, runs, tmp_path):
+    (runs / "checkpoints" / "blocked" / "gaussianhead.log").mkdir(parents=True)
+    assert "gaussianhead.log" in refusal("train_gaussianhead", gaussian_dict(made.subject, runs, name="blocked"), tmp_path)
+
+
 @pytest.mark.parametrize("key", ["lr_net", "lr_lmk", "lr_pose"])
 def test_a_learning_rate_of_zero_is_refused(made, trained, tmp_path, key):
     assert key in refusal("train_gaussianhead", gaussian_dict(made.subject, trained, name="zero"), tmp_path, f"{key}=0")
