@@ -402,7 +402,36 @@ def test_resume_refuses_data_that_changed_under_the_same_names(made, runs, tmp_p
     arrays = dict(np.load(subject / "params" / "0001" / "params.npz"))
     np.savez(subject / "params" / "0001" / "params.npz", **(arrays | {"pose": arrays["pose"] + 0.001}))
     said = refusal("train_meshhead", mesh_dict(subject, runs, steps=4), tmp_path)
-    assert "other parameters of frame 0001" in said
+    assert "another frame 0001" in said
+
+
+def another_person(made: Tiny, target: Path) -> Path:
+    """The same performance by a wider head: frame names, expressions and poses are equal."""
+    subject = copy_subject(made.subject, target)
+    for path in subject.rglob("lmk_3d.npy"):
+        np.save(path, np.load(path) * np.array([1.05, 1.0, 1.0]))
+    return subject
+
+
+def test_a_forgotten_name_does_not_go_on_with_another_person(made, runs, tmp_path):
+    """Also when the run is finished: the command is about somebody else."""
+    subject = another_person(made, tmp_path / "subject")
+    before = snapshot(runs / "checkpoints")
+    for steps in (2, 4):
+        assert "is that another subject" in refusal("train_meshhead", mesh_dict(subject, runs, steps=steps), tmp_path)
+        assert "is that another subject" in refusal("train_gaussianhead", gaussian_dict(subject, runs, steps=steps), tmp_path)
+    assert snapshot(runs / "checkpoints") == before
+
+
+def test_evaluation_refuses_another_person(made, trained, tmp_path):
+    subject = another_person(made, tmp_path / "subject")
+    assert "holds another subject" in refusal("evaluate", gaussian_dict(subject, trained), tmp_path, f"recorder.result_path={tmp_path}")
+
+
+def test_a_mesh_head_of_another_person_is_said(made, runs, tmp_path, capsys):
+    for subject, said in ((another_person(made, tmp_path / "subject"), True), (made.subject, False)):
+        run_script("train_gaussianhead", gaussian_dict(subject, runs, steps=1, name=f"said_{said}"), tmp_path)
+        assert ("ANOTHER subject" in capsys.readouterr().out) == said
 
 
 def test_pose_offsets_of_a_start_checkpoint_follow_their_frames(made, runs, tmp_path):

@@ -55,7 +55,7 @@ def parse_arguments(description: str | None) -> Arguments:
     """Command line `--config FILE [key=value ...]` of a script whose docstring is `description`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file of this stage (see config/)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces one key, e.g. trainer.steps=2000")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces one key, e.g. recorder.name=second")
     arguments = parser.parse_intermixed_args()
     return Arguments(arguments.config, tuple(arguments.overrides))
 

@@ -117,9 +117,10 @@ class HeadCapture:
         return CaptureRecord(tuple(self.frames), tuple(digests), tuple(self.train_frames), tuple(self.train_cameras))
 
     def digest(self, frame: str) -> str:
-        """16 hexadecimal digits of a frame's parameters."""
+        """16 hexadecimal digits of a frame's parameters and control points: another person's are others under the same expression."""
         params = self.params[frame]
-        return hashlib.sha256(torch.cat([params.expression, params.pose, params.scale]).numpy().tobytes()).hexdigest()[:16]
+        values = torch.cat([params.expression, params.pose, params.scale, self.control_points[frame].flatten()])
+        return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
 
     def novel_view(self) -> list[Picture]:
         """Training frames seen by held-out cameras."""

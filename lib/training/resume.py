@@ -64,7 +64,8 @@ def _check_same_data(checkpoint: Checkpoint, data: CaptureRecord) -> None:
             raise InputError(f"{checkpoint.path}: was trained with {len(before)} {what}, dataset.dataroot has {len(now)}; "
                              f"first difference: {different[0]}. {way_out}")
     changed = next(frame for frame, one, other in zip(old.frames, old.digests, data.digests, strict=True) if one != other)
-    raise InputError(f"{checkpoint.path}: was trained with other parameters of frame {changed} than dataset.dataroot has now. {way_out}")
+    raise InputError(f"{checkpoint.path}: was trained with another frame {changed} (parameters, landmarks) than dataset.dataroot has now; is that "
+                     f"another subject, or tracked anew? {way_out}")
 
 
 def _check_unchanged(old: dict[str, Any], new: dict[str, Any], latest: Path, prefix: str = "") -> None:

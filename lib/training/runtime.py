@@ -81,7 +81,7 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received = number
-            print("\nstopping after this step; everything will be saved (Ctrl-C again stops at once)", file=sys.stderr)
+            print("\nstopping after this step; everything will be saved (Ctrl-C from now on stops at once)", file=sys.stderr)
         elif number == signal.SIGINT:  # schedulers may repeat SIGTERM; a person means it
             raise KeyboardInterrupt
 

@@ -76,6 +76,11 @@ def check_held_out(capture: HeadCapture, checkpoint: Checkpoint) -> None:
                                  f"{worthless}")
 
 
+def shares_frames(capture: HeadCapture, checkpoint: Checkpoint) -> bool:
+    """Whether the checkpoint has seen any frame of this capture; taken for granted where it does not say (published ones)."""
+    return checkpoint.data is None or any(capture.digest(frame) in checkpoint.data.digests for frame in capture.frames)
+
+
 def check_same(given: Config | None, trained: dict[str, Any], section: str, path: object) -> None:
     """Raises InputError when a key written in `section` of a YAML differs from what the checkpoint was trained with."""
     if given is None:

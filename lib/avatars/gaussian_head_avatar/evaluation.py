@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib.avatars.gaussian_head_avatar.avatar import GaussianAvatar, avatar_from, check_resolution
-from lib.avatars.gaussian_head_avatar.config import check_held_out, check_same, check_subject
+from lib.avatars.gaussian_head_avatar.config import check_held_out, check_same, check_subject, shares_frames
 from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadTrainConfig
 from lib.avatars.gaussian_head_avatar.published import read_gaussian_head
 from lib.datasets.batches import HeadBatch
@@ -64,6 +64,9 @@ def evaluate(config: GaussianHeadTrainConfig) -> Path:
     check_same(config.gaussianheadmodule, checkpoint.section("gaussianheadmodule"), "gaussianheadmodule", path)
     check_same(config.supresmodule, checkpoint.section("supresmodule"), "supresmodule", path)
     check_subject(checkpoint, "gaussianhead", capture)
+    if not shares_frames(capture, checkpoint):
+        raise InputError(f"dataset.dataroot: {config.dataset.dataroot} holds another subject than the one {path} was trained on "
+                         "(no frame has the same parameters and landmarks); correct dataset.dataroot or recorder.name")
     check_held_out(capture, checkpoint)
     splits = {"novel_view": capture.novel_view(), "novel_sequence": capture.novel_sequence()}
     if not any(splits.values()):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lib.avatars.gaussian_head_avatar.augmentation import random_zoom
 from lib.avatars.gaussian_head_avatar.avatar import RGB, GaussianAvatar, avatar_from, check_resolution
-from lib.avatars.gaussian_head_avatar.config import AvatarConfig, check_held_out, check_same, check_subject
+from lib.avatars.gaussian_head_avatar.config import AvatarConfig, check_held_out, check_same, check_subject, shares_frames
 from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHeadConfig
 from lib.avatars.gaussian_head_avatar.handover import hand_over, mesh_head_from
 from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
@@ -167,6 +167,8 @@ class GaussianHeadStage(AbstractStage):
         check_same(config.meshheadmodule, checkpoint.section("meshheadmodule"), "meshheadmodule", checkpoint.path)
         check_subject(checkpoint, "meshhead", capture)
         check_held_out(capture, checkpoint)
+        print(f"gaussianhead: starting from the mesh head of {checkpoint.path}" + (
+            "" if shares_frames(capture, checkpoint) else f", which was trained on ANOTHER subject than {config.dataset.dataroot}: is that meant?"))
         mesh_head = mesh_head_from(checkpoint)
         resolved = config.gaussianheadmodule.resolved(mesh_head.config, capture.expression_count)
         if config.supresmodule.input_dim != resolved.color_channels:
