@@ -1,5 +1,14 @@
-"""Checks every jaxtyping annotation of lib, with beartype, while the tests run."""
+"""Checks every jaxtyping annotation of lib, with beartype, while the tests run; and the subject that many of them share."""
 
 import jaxtyping
+import pytest
 
 jaxtyping.install_import_hook("lib", "beartype.beartype")  # before anything imports lib
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """The tiny subject and its driver (tests/tiny.py)."""
+    from tests.tiny import tiny  # after the hook
+
+    return tiny(tmp_path_factory)

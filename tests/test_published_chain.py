@@ -15,15 +15,9 @@ import torch
 from lib.avatars.gaussian_head_avatar import mesh_head
 from lib.training.checkpoint import read_checkpoint
 from tests.published_subject import EXPRESSIONS, FULL, write_published_subject, write_random_lpips
-from tests.tiny import Tiny, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTROL_LANDMARKS = 424  # 66 + every 100th of 35,709
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory) -> Tiny:
-    return tiny(tmp_path_factory)
 
 
 @pytest.fixture

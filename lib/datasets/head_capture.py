@@ -47,7 +47,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class CaptureRecord:
-    """Which data a run trains on; kept in its checkpoints. `digests` tell frames by their parameters, whatever they are called."""
+    """Which data a run trains on; kept in its checkpoints. `digests` tell frames by parameters and landmarks, whatever they are called."""
 
     frames: tuple[str, ...]
     digests: tuple[str, ...]
@@ -56,7 +56,8 @@ class CaptureRecord:
 
     def trained(self) -> dict[str, str]:
         """Digest -> name of the frames that are trained on."""
-        return {digest: frame for frame, digest in zip(self.frames, self.digests, strict=True) if frame in set(self.train_frames)}
+        chosen = set(self.train_frames)
+        return {digest: frame for frame, digest in zip(self.frames, self.digests, strict=True) if frame in chosen}
 
 
 class HeadCapture:

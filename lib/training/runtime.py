@@ -56,7 +56,7 @@ def choose_device(name: str, gpu_id: int = 0, option: str = "trainer.device") ->
 
 def seed_everything(seed: int, device: torch.device) -> None:
     """Seeds torch (all devices) and numpy; initial weights depend on this alone. On the CPU, sums are taken in one order,
-    so that equal runs are equal to the bit with any fixed number of threads (it costs nothing there)."""
+    so that equal runs are equal to the bit with any fixed number of threads."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     if device.type == "cpu":

@@ -71,6 +71,7 @@ class _Loop:
     ) -> None:
         self.stage, self.batches, self.config, self.recorder, self.device, self.steps = stage, batches, config, recorder, device, steps
         self.folder = recorder.config.run_folder
+        self.data = batches.capture.record()
         self.held_out = batches.held_out(config.validate_count)
         self.shown = self.held_out or batches.training_examples(config.validate_count)
         # A restored group holds a decayed rate, and what it started from.
@@ -205,7 +206,7 @@ class _Loop:
             raise NumericalError(f"{name}: after step {progress.step} the weights {broken} are not finite. {self._kept()} "
                                  "Start again with lower learning rates under another recorder.name")
         save_checkpoint(self.folder / f"{name}_latest", self.stage, progress.step, progress.best_psnr, progress.seconds,
-                        self.batches.capture.record(), copies)
+                        self.data, copies)
         write_seconds(self.recorder.config.result_folder, name, progress.seconds)
         for old in sorted(self.folder.glob(f"{name}_step_*[0-9]"))[:-keep or None]:
             old.unlink()

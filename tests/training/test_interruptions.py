@@ -21,7 +21,7 @@ from lib.errors import InputError, Stopped
 from lib.training.checkpoint import read_checkpoint
 from lib.training.rehearsal import rehearse
 from lib.training.runtime import RunLock
-from tests.tiny import Tiny, copy_subject, gaussian_dict, mesh_dict, run_script, tiny
+from tests.tiny import Tiny, copy_subject, gaussian_dict, mesh_dict, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 30
@@ -35,11 +35,6 @@ def _two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory) -> Tiny:
-    return tiny(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -152,10 +152,9 @@ class GaussianHeadStage(AbstractStage):
             check_same(config.meshheadmodule, checkpoint.section("meshheadmodule"), "meshheadmodule", path)
             check_subject(checkpoint, "gaussianhead", capture)
             check_held_out(capture, checkpoint)
+            avatar = avatar_from(checkpoint)
             if path == given:  # the trainer says so when it resumes
                 print(f"gaussianhead: starting from the weights of {path}")
-            avatar = avatar_from(checkpoint)
-            if path == given:
                 avatar.head.own_pose.copy_(_typical_pose(capture))
             return _Start(avatar, MeshHeadConfig.model_validate(checkpoint.section("meshheadmodule")), _offsets_for(checkpoint, capture))
         if supres is not None or poses is not None:
