@@ -39,7 +39,7 @@ def seconds(leaves: list[torch.Tensor], camera: Camera, group_ratio: float) -> f
     """One forward and backward pass."""
     reference.GROUP_RATIO = group_ratio
     start = time.perf_counter()
-    features, _ = reference.rasterize(GaussianCloud(*leaves), camera, torch.ones(CHANNELS))
+    features = reference.rasterize(GaussianCloud(*leaves), camera, torch.ones(CHANNELS)).features
     features.square().mean().backward()
     return time.perf_counter() - start
 

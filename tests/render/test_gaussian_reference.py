@@ -424,7 +424,7 @@ def test_unknown_backend_is_input_error_with_known_ones():
 
 def test_named_reference_is_reference():
     cloud, camera, background = scattered(3), make_camera(), some_background(3)
-    features, alpha = reference.rasterize(cloud, camera, background)
+    direct = reference.rasterize(cloud, camera, background)
     image = rasterize(cloud, camera, background, backend="reference")
-    assert torch.equal(image.features, features)
-    assert torch.equal(image.alpha, alpha)
+    assert torch.equal(image.features, direct.features)
+    assert torch.equal(image.alpha, direct.alpha)

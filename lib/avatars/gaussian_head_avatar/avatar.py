@@ -11,7 +11,8 @@ from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
 from lib.geometry.head_pose import HeadPose
 from lib.networks.upsampler import SCALE, Upsampler, UpsamplerConfig
-from lib.render.gaussian.interface import FeatureImage, rasterize
+from lib.render.gaussian.contract import FeatureImage
+from lib.render.gaussian.interface import rasterize
 from lib.tensors import TensorBundle
 from lib.training.checkpoint import Checkpoint, load_module
 

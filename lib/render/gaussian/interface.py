@@ -1,9 +1,10 @@
 """The one way to draw Gaussians. Backends are chosen by name; all have the semantics of `reference`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,33 +12,41 @@ from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
 from lib.render.gaussian import reference, triton
-from lib.tensors import TensorBundle
+from lib.render.gaussian.contract import DEFAULT, FeatureImage, RasterOptions
 
-
-@dataclass(frozen=True)
-class FeatureImage(TensorBundle):
-    """Blended features over the background, and the accumulated opacity."""
-
-    features: Float[Tensor, "B C H W"]
-    alpha: Float[Tensor, "B 1 H W"]
-
-
-Backend = Callable[[GaussianCloud, Camera, Tensor], tuple[Tensor, Tensor]]
+Backend = Callable[[GaussianCloud, Camera, Tensor, RasterOptions], FeatureImage]
 BACKENDS: dict[str, Backend] = {"reference": reference.rasterize, "triton": triton.rasterize}
 
 
-def rasterize(cloud: GaussianCloud, camera: Camera, background: Float[Tensor, "C"], backend: str = "auto") -> FeatureImage:
-    """Draws B clouds, each by its own camera: EWA splatting, front to back, any number of channels.
+def rasterize(
+    cloud: GaussianCloud, camera: Camera, background: Float[Tensor, "C"], backend: str = "auto", options: RasterOptions = DEFAULT
+) -> FeatureImage:
+    """Draws B clouds, each by its own camera, or one cloud by B cameras: EWA splatting, front to back, any number of channels.
 
     Differentiable in means, quats_wxyz, scales, opacities, features and world_to_camera. A covariance gets 0.3 px² on
     its diagonal; contributions below 1/255 are dropped, above 0.99 clamped; a pixel stops when its transmittance would
     fall below 1e-4; Gaussians nearer than 0.2 are culled. `auto` is triton for float32 on CUDA where Triton works, else
-    reference, and says so once. Raises InputError for an unknown backend and for one that cannot draw these tensors.
+    reference, and says so once. Raises InputError for an unknown backend, for one that cannot draw these tensors, and for batches
+    that do not fit.
     """
     name = _automatic(cloud) if backend == "auto" else backend
     if name not in BACKENDS:
         raise InputError(f"rasterizer backend '{backend}' is not known; expected auto or one of {sorted(BACKENDS)}")
-    return FeatureImage(*BACKENDS[name](cloud, camera, background))
+    if len(cloud.means) not in (1, len(camera.intrinsics)):
+        raise InputError(f"{len(cloud.means)} clouds cannot be drawn by {len(camera.intrinsics)} cameras; expected as many, or one cloud")
+    if options.check:
+        _check_finite(cloud, camera, background)
+    return BACKENDS[name](cloud, camera, background, options)
+
+
+def _check_finite(cloud: GaussianCloud, camera: Camera, background: Float[Tensor, "C"]) -> None:
+    inputs = {field.name: getattr(cloud, field.name) for field in dataclasses.fields(cloud)}
+    inputs |= {"world_to_camera": camera.world_to_camera, "intrinsics": camera.intrinsics, "background": background}
+    for name, value in inputs.items():
+        wrong = ~torch.isfinite(value)
+        if wrong.any():
+            place = wrong.nonzero()[0].tolist()
+            raise InputError(f"cannot draw Gaussians: {int(wrong.sum())} of {wrong.numel()} values of {name} are NaN or infinite, first {place}")
 
 
 def _automatic(cloud: GaussianCloud) -> str:

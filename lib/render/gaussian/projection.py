@@ -15,6 +15,7 @@ NEAR = 0.2  # world units; Gaussians whose centre is nearer are culled
 LOW_PASS = 0.3  # px², added to the diagonal of every projected covariance
 ALPHA_MAX, ALPHA_MIN = 0.99, 1.0 / 255.0
 TRANSMITTANCE_MIN = 1e-4  # a Gaussian that would bring a pixel below is not blended, nor any behind it
+CLIP_BLOCK = 16  # pixels
 FRUSTUM_MARGIN = 0.3  # of the half field of view: where the Jacobian of the projection is evaluated at most
 
 
@@ -28,10 +29,14 @@ class Projected:
     depths: Float[Tensor, "M"]
     low: Int[Tensor, "M 2"]
     extent: Int[Tensor, "M 2"]
+    radii: Int[Tensor, "M"]
 
 
-def project(cloud: GaussianCloud, camera: Camera) -> Projected:
-    """EWA projection (Zwicker et al., 2001) with the exact box of pixels in which alpha reaches 1/255; cameras without skew."""
+def project(cloud: GaussianCloud, camera: Camera, clip: bool = False) -> Projected:
+    """EWA projection (Zwicker et al., 2001) with the exact box of pixels in which alpha reaches 1/255; cameras without skew.
+
+    With `clip` the box is cut to the blocks of 16 x 16 px that meet the square of three standard deviations around the mean.
+    """
     points = camera.to_camera(cloud.means)
     x, y, z = points.unbind(dim=-1)
     in_front = z > NEAR
@@ -62,6 +67,11 @@ def project(cloud: GaussianCloud, camera: Camera) -> Projected:
         size = torch.tensor([camera.width, camera.height], device=means.device)
         low = torch.ceil(means - half - 0.5).clamp(min=0)
         high = torch.minimum(torch.floor(means + half - 0.5), (size - 1).to(means.dtype))
+        middle = 0.5 * (a + c)
+        radius = torch.ceil(3.0 * (middle + (middle.square() - determinant).clamp(min=0.1).sqrt()).sqrt())
+        if clip:
+            low = torch.maximum(low, torch.floor((means - radius[..., None] - 0.5) / CLIP_BLOCK) * CLIP_BLOCK)
+            high = torch.minimum(high, torch.floor((means + radius[..., None] - 0.5 + CLIP_BLOCK - 1) / CLIP_BLOCK) * CLIP_BLOCK - 1)
         extent = torch.where(visible[..., None], high - low + 1, torch.zeros_like(high)).clamp(min=0)
         extent = torch.where((extent > 0).all(dim=-1, keepdim=True), extent, torch.zeros_like(extent))
         low = torch.where(extent > 0, low, torch.zeros_like(low))
@@ -69,6 +79,7 @@ def project(cloud: GaussianCloud, camera: Camera) -> Projected:
     return Projected(
         means=means.flatten(0, 1), conics=conics.flatten(0, 1), log_opacities=cloud.opacities.clamp(min=tiny).log().flatten(),
         depths=z.detach().flatten(), low=low.long().flatten(0, 1), extent=extent.long().flatten(0, 1),
+        radii=torch.where((extent > 0).all(dim=-1), radius, torch.zeros_like(radius)).int().flatten(),
     )
 
 

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
+from lib.render.gaussian.contract import DEFAULT, FeatureImage, RasterOptions, one_per_camera
 from lib.render.gaussian.projection import ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_MIN, project, tile_pairs
 
 TILE = 8  # pixels
@@ -19,12 +20,11 @@ CHUNK_VALUES = 1 << 23  # (pixel, Gaussian) values blended at once
 KEEP_VALUES = 1 << 26  # more than this in one call: recompute instead of keeping intermediate values
 
 
-def rasterize(
-    cloud: GaussianCloud, camera: Camera, background: Float[Tensor, "C"]
-) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B 1 H W"]]:
-    """Features over the background, and alpha. See interface.rasterize."""
+def rasterize(cloud: GaussianCloud, camera: Camera, background: Float[Tensor, "C"], options: RasterOptions = DEFAULT) -> FeatureImage:
+    """See interface.rasterize."""
+    cloud = one_per_camera(cloud, camera)
     batch, channels = len(cloud.means), cloud.features.shape[-1]
-    projected = project(cloud, camera)
+    projected = project(cloud, camera, options.clip)
     tiles_x, tiles_y = -(-camera.width // TILE), -(-camera.height // TILE)
     gaussian, tile = tile_pairs(projected, batch, TILE, tiles_x, tiles_y)
     tile, order = tile.sort(stable=True)  # within a tile still by depth, then Gaussian
@@ -56,7 +56,8 @@ def rasterize(
     image = canvas.reshape(batch, tiles_y, tiles_x, TILE, TILE, channels + 1).permute(0, 5, 1, 3, 2, 4)
     image = image.reshape(batch, channels + 1, tiles_y * TILE, tiles_x * TILE)[:, :, :camera.height, :camera.width]
     alpha = image[:, channels:]
-    return image[:, :channels] + (1.0 - alpha) * background[:, None, None], alpha
+    features = image[:, :channels] + (1.0 - alpha) * background[:, None, None]
+    return FeatureImage(features.to(options.dtype or features.dtype), alpha, projected.radii.reshape(batch, -1))
 
 
 def _groups(counts: Int[Tensor, "T"]) -> list[Int[Tensor, "t"]]:

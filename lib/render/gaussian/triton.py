@@ -19,6 +19,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
+from lib.render.gaussian.contract import DEFAULT, FeatureImage, RasterOptions, one_per_camera
 from lib.render.gaussian.projection import ALPHA_MIN, Projected, project, tile_pairs
 
 SIDE = 8  # pixels; smaller tiles blend fewer pairs that contribute nothing, larger ones have fewer lists to sort
@@ -66,21 +67,21 @@ def _missing(interpreted: bool) -> str | None:
     return None
 
 
-def rasterize(
-    cloud: GaussianCloud, camera: Camera, background: Float[Tensor, "C"]
-) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B 1 H W"]]:
-    """Features over the background, and alpha. See interface.rasterize."""
+def rasterize(cloud: GaussianCloud, camera: Camera, background: Float[Tensor, "C"], options: RasterOptions = DEFAULT) -> FeatureImage:
+    """See interface.rasterize."""
     reason = obstacle(cloud)
     if reason is not None:
         raise InputError(f"rasterizer backend 'triton' cannot draw this: {reason}")
-    projected = project(cloud, camera)
+    cloud = one_per_camera(cloud, camera)
+    projected = project(cloud, camera, options.clip)
     lists = tile_lists(projected, len(cloud.means), camera.width, camera.height)
     zero = torch.zeros_like(projected.log_opacities)
     geometry = torch.stack([*projected.means.unbind(dim=1), *projected.conics.unbind(dim=1), projected.log_opacities, zero, zero], dim=1)
     features = cloud.features.flatten(0, 1).contiguous()
     save = torch.is_grad_enabled() and (geometry.requires_grad or features.requires_grad)
     image, alpha = Blend.apply(geometry, features, lists, save)
-    return image + (1.0 - alpha) * background[:, None, None], alpha
+    features = image + (1.0 - alpha) * background[:, None, None]
+    return FeatureImage(features.to(options.dtype or features.dtype), alpha, projected.radii.reshape(len(cloud.means), -1))
 
 
 def tile_lists(projected: Projected, batch: int, width: int, height: int) -> TileLists:

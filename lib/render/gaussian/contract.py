@@ -1,0 +1,54 @@
+"""What every rasterizer backend takes and gives."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lib.gaussians.cloud import GaussianCloud
+from lib.geometry.camera import Camera
+from lib.tensors import TensorBundle
+
+
+@dataclass(frozen=True)
+class FeatureImage(TensorBundle):
+    """Blended features over the background, and the accumulated opacity.
+
+    `radii`: pixels, three standard deviations of the larger axis of every Gaussian's ellipse, rounded up; 0 where it was culled.
+    """
+
+    features: Float[Tensor, "B C H W"]
+    alpha: Float[Tensor, "B 1 H W"]
+    radii: Int[Tensor, "B N"]
+
+
+@dataclass(frozen=True)
+class RasterOptions:
+    """How to draw. A backend that cannot do what an option asks for refuses with a sentence.
+
+    precision: of the blending products; `high` is about 3e-4 relative, `highest` about 1e-6. A bound: backends may do better.
+    deterministic: the same gradients to the bit every time, for more memory.
+    clip: leave out what lies beyond three standard deviations, rounded outwards to squares of 16 px, as INRIA's rasterizer does.
+    check: look for NaN and infinity in the inputs first (waits for the device) and raise InputError.
+    dtype: of the image, for example float16; None is that of the features. Gradients are computed as precisely as without it.
+    """
+
+    precision: Literal["high", "highest"] = "high"
+    deterministic: bool = False
+    clip: bool = False
+    check: bool = False
+    dtype: torch.dtype | None = None
+
+
+DEFAULT = RasterOptions()
+
+
+def one_per_camera(cloud: GaussianCloud, camera: Camera) -> GaussianCloud:
+    """As many clouds as cameras: a single one is seen by all of them."""
+    batch = len(camera.intrinsics)
+    if len(cloud.means) == batch:
+        return cloud
+    return GaussianCloud(*(getattr(cloud, field.name).expand(batch, *getattr(cloud, field.name).shape[1:]) for field in dataclasses.fields(cloud)))
