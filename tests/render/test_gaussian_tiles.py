@@ -486,7 +486,7 @@ for kernel, warps, constants in variants:
     flags = {name: value for name, value in constants.items() if isinstance(value, bool)}
     print(kernel.__name__, flags, "registers", registers, "shared", compiled.metadata.shared)
     assert spills.groups() == ("0", "0", "0"), (kernel.__name__, flags, listing)
-    assert registers <= 128 and compiled.metadata.shared <= 4096, (kernel.__name__, flags, registers, compiled.metadata.shared)
+    assert registers <= 168 and compiled.metadata.shared <= 4096, (kernel.__name__, flags, registers, compiled.metadata.shared)
 """
 
 

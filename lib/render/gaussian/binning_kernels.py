@@ -30,16 +30,18 @@ def emit(
     # The first Gaussian that ends behind the slot.
     low = slot * 0
     high = low + gaussians
-    for _ in range(0, steps):
+    step = 0
+    while step < steps:
         middle = low + (high - low) // 2
         open_ = low < high
         before = tl.load(ends + middle, mask=open_ & exists, other=0) <= slot
         low, high = tl.where(open_ & before, middle + 1, low), tl.where(open_ & ~before, middle, high)
+        step += 1
     searching = exists & (low < gaussians)
     left = slot - tl.load(ends + low - 1, mask=searching & (low > 0), other=0)
-    gaussian = tl.load(order + low, mask=searching, other=0)
+    gaussian = tl.load(order + low, mask=searching, other=0).to(tl.int32)
 
-    x, y, qa, qb, qc, lo, hx, hy = load_row(geometry, gaussian, searching)
+    x, y, qa, qb, qc, lo, hx, hy = load_row(geometry, gaussian.to(tl.int64), searching)
     radius = tl.load(radii + gaussian, mask=searching, other=0).to(tl.float32) if CLIP else 0.0
     row, rows = tile_rows(y, hy, radius, height, CLIP, TILE_Y)
     tiles_x, tiles_y = (width + TILE_X - 1) // TILE_X, (height + TILE_Y - 1) // TILE_Y
@@ -55,12 +57,12 @@ def emit(
         searching = searching & ~here & (row < end)
 
     found = tile >= 0
-    key = (gaussian // per_image).to(tl.int32) * (tiles_x * tiles_y) + tile
+    key = gaussian // per_image * (tiles_x * tiles_y) + tile
     if SHORT:
         tl.store(keys + slot, tl.where(found, key - SHORT_OFFSET, LAST_SHORT).to(tl.int16), mask=exists)
     else:
         tl.store(keys + slot, tl.where(found, key, LAST_LONG), mask=exists)
-    tl.store(members + slot, gaussian.to(tl.int32), mask=exists)
+    tl.store(members + slot, gaussian, mask=exists)
 
 
 @triton.jit

@@ -33,6 +33,7 @@ FLAT = tl.constexpr(1e-30)  # a smaller conic is that of a Gaussian beyond all m
 INFINITY = tl.constexpr(float("inf"))
 
 # A constexpr stands to the right of a tensor: to its left the interpreter would make a constexpr of the result.
+# Loops are `while`: the interpreter of Triton 3.6 cannot take the end of a range from the device with recent NumPy.
 # @no_type_check: the annotations are Triton's; the type checker of the tests must not wrap what Triton compiles.
 
 
@@ -206,9 +207,12 @@ def count_of(x, y, qa, qb, qc, lo, hx, hy, radius, width, height, CLIP: tl.const
     """How many tiles the ellipses meet."""
     row, rows = tile_rows(y, hy, radius, height, CLIP, TILE_Y)
     count = rows * 0
-    for step in range(0, tl.max(rows, 0)):
+    most = tl.max(rows, 0)
+    step = 0
+    while step < most:
         _, length = row_span(x, y, qa, qb, qc, lo, hx, hy, radius, row + step, width, height, CLIP, TILE_X, TILE_Y)
         count += tl.where(step < rows, length, 0)
+        step += 1
     return count
 
 
@@ -349,12 +353,9 @@ def project_backward(
     d_axis2 = (zero, zero, zero)
     d_log_opacity = zero
     seen = lane < 0
-    first = cloud
-    end = cloud + 1
-    if SHARED:
-        first = cloud * 0
-        end = cloud * 0 + images
-    for image in range(first, end):
+    image = cloud
+    end = cloud + (images if SHARED else 1)
+    while image < end:
         target = image * count + lane
         live = exists & (tl.load(counts + target, mask=exists, other=0) > 0)
         moments = d_geometry + target * 8
@@ -415,6 +416,7 @@ def project_backward(
             store_sums(part + 6, kept(live, plus(scaled(mean, d_point[2]), plus(
                 scaled(axis0, d_axes_z[0]), plus(scaled(axis1, d_axes_z[1]), scaled(axis2, d_axes_z[2]))))))
             store_sums(part + 9, d_point)
+        image += 1
 
     d_scale = (dot(d_axis0, column0), dot(d_axis1, column1), dot(d_axis2, column2))
     g0, g1, g2 = scaled(d_axis0, scale[0]), scaled(d_axis1, scale[1]), scaled(d_axis2, scale[2])  # of the columns
