@@ -398,6 +398,7 @@ def test_as_many_tiles_as_keys(width, height):
     for tile in lists.ranges.diff(dim=1)[:, 0].nonzero()[:, 0].tolist():
         start, end = lists.ranges[tile].tolist()
         listed[lists.members[start:end].long(), tile] = True
+    assert int(lists.ranges.diff(dim=1).sum()) == int(rows.counts.sum())  # the key of no tile is not that of the last
     assert listed[:, -1].all()
     assert torch.equal(listed, pixels_in_tiles(rows.geometry.double(), None, width, height, (1, 1)))
 
