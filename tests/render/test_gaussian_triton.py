@@ -1,14 +1,6 @@
-"""The Triton backend against the float64 reference, on the CPU under Triton's interpreter, and its kernels compiled for sm_90.
-
-Triton reads TRITON_INTERPRET when it is first imported, so the tests marked `interpreted` run in a process of their own.
-"""
+"""The Triton backend against the float64 reference, on the CPU under Triton's interpreter, and its kernels compiled for sm_90."""
 
 import dataclasses
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,11 +11,8 @@ from lib.geometry.camera import Camera
 from lib.render.gaussian import interface, triton
 from lib.render.gaussian.interface import rasterize
 from tests.render.test_gaussian_reference import FIELDS, SCENES, leaves, make_camera, on_axis, scattered, some_background, stacked
+from tests.render.triton_process import INTERPRETED, compiles, installed, interpreted, run_compiler, run_interpreted, starts_interpreter
 
-ROOT = Path(__file__).resolve().parents[2]
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-installed = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_under_the_interpreter")
 LIMIT = 1e-4  # relative L2
 
 
@@ -62,14 +51,9 @@ def assert_is_reference(cloud, camera):
 
 
 @installed
-@pytest.mark.skipif(INTERPRETED, reason="starts that process")
+@starts_interpreter
 def test_under_the_interpreter():
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__], cwd=ROOT, capture_output=True, text=True, timeout=600,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
-    assert "passed" in result.stdout
+    run_interpreted(__file__)
 
 
 @interpreted
@@ -245,9 +229,6 @@ for block in (16, 32, 64):
 
 
 @installed
-@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels cannot be compiled")
+@compiles
 def test_kernels_compile_for_sm_90_without_a_gpu(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-c", COMPILE], cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_compiler(COMPILE, tmp_path)

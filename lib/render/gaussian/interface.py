@@ -1,4 +1,7 @@
-"""The one way to draw Gaussians. Backends are chosen by name; all have the semantics of `reference`."""
+"""The one way to draw Gaussians. Backends are chosen by name; all have the semantics of `reference`.
+
+`gsplat` and `inria` are adapters of packages that users install; their files say where their semantics differ. `auto` never picks them.
+"""
 
 import dataclasses
 import functools
@@ -11,11 +14,13 @@ from torch import Tensor
 from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
-from lib.render.gaussian import reference, triton
+from lib.render.gaussian import gsplat, inria, reference, triton
 from lib.render.gaussian.contract import DEFAULT, FeatureImage, RasterOptions
 
 Backend = Callable[[GaussianCloud, Camera, Tensor, RasterOptions], FeatureImage]
-BACKENDS: dict[str, Backend] = {"reference": reference.rasterize, "triton": triton.rasterize}
+BACKENDS: dict[str, Backend] = {
+    "reference": reference.rasterize, "triton": triton.rasterize, "gsplat": gsplat.rasterize, "inria": inria.rasterize,
+}
 
 
 def rasterize(
