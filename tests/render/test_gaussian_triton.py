@@ -8,7 +8,7 @@ import torch
 from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
-from lib.render.gaussian import interface, triton
+from lib.render.gaussian import interface, tiled
 from lib.render.gaussian.interface import rasterize
 from tests.render.test_gaussian_reference import FIELDS, SCENES, leaves, make_camera, on_axis, scattered, some_background, stacked
 from tests.render.triton_process import INTERPRETED, compiles, installed, interpreted, run_compiler, run_interpreted, starts_interpreter
@@ -152,8 +152,8 @@ def test_single_gradients_are_those_of_all(wanted):
 
 @interpreted
 def test_without_gradients_nothing_is_kept(monkeypatch):
-    saves, original = [], triton.Blend.apply
-    monkeypatch.setattr(triton.Blend, "apply", lambda *arguments: saves.append(arguments[-1]) or original(*arguments))
+    saves, original = [], tiled.Draw.apply
+    monkeypatch.setattr(tiled.Draw, "apply", lambda *arguments: saves.append(arguments[-1]) or original(*arguments))
     cloud, camera = single(scattered(3, count=20), make_camera())
     own, where = leaves(cloud, camera)
     background = some_background(3).float()
@@ -189,17 +189,17 @@ def test_cpu_tensors_are_refused():
 
 
 def test_missing_package_is_an_obstacle(monkeypatch):
-    monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: None)
-    triton._missing.cache_clear()
-    assert "not installed" in triton._missing(True)
-    triton._missing.cache_clear()
+    monkeypatch.setattr(tiled.importlib.util, "find_spec", lambda name: None)
+    tiled._missing.cache_clear()
+    assert "not installed" in tiled._missing(True)
+    tiled._missing.cache_clear()
 
 
 def test_choice_is_said_once(capsys):
     interface._say.cache_clear()
     cloud, camera = single(scattered(1, count=3), make_camera())
     images = [rasterize(cloud, camera, torch.zeros(1)) for _ in range(2)]
-    assert capsys.readouterr().out == "rasterizer: reference (not triton: tensors on cpu)\n"
+    assert capsys.readouterr().out == "rasterizer: reference (tensors on cpu)\n"
     assert torch.equal(images[0].features, rasterize(cloud, camera, torch.zeros(1), backend="reference").features)
 
 

@@ -1,8 +1,9 @@
 """What every rasterizer backend takes and gives."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +12,8 @@ from torch import Tensor
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
 from lib.tensors import TensorBundle
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,32 @@ class FeatureImage(TensorBundle):
     radii: Int[Tensor, "B N"]
 
 
+@dataclass
+class Capacity:
+    """Room for pairs of tiles and Gaussians, so that a drawing needs no answer from the device and a CUDA graph can record it.
+
+    A drawing that needs more is NaN everywhere, so that nobody takes it for a picture; `drawn` notices and draws again.
+    """
+
+    pairs: int
+    needed: Int[Tensor, "1"] | None = None  # by the last drawing; on the device
+
+    def overflowed(self) -> bool:
+        """Whether the last drawing did not fit; waits for it. If so, there is room from now on, and graphs must be recorded again."""
+        if self.needed is None or int(self.needed) <= self.pairs:
+            return False
+        print(f"rasterizer: {int(self.needed)} pairs of tiles and Gaussians, room for {self.pairs}; drawing again with more", flush=True)
+        self.pairs = int(1.25 * int(self.needed))
+        return True
+
+    def drawn(self, draw: Callable[[], Result]) -> Result:
+        """What `draw` gives once it fits."""
+        while True:
+            result = draw()
+            if not self.overflowed():
+                return result
+
+
 @dataclass(frozen=True)
 class RasterOptions:
     """How to draw. A backend that cannot do what an option asks for refuses with a sentence.
@@ -34,6 +63,7 @@ class RasterOptions:
     clip: leave out what lies beyond three standard deviations, rounded outwards to squares of 16 px, as INRIA's rasterizer does.
     check: look for NaN and infinity in the inputs first (waits for the device) and raise InputError.
     dtype: of the image, for example float16; None is that of the features. Gradients are computed as precisely as without it.
+    capacity: how many pairs of tiles and Gaussians there is room for; the host then never waits for the device.
     """
 
     precision: Literal["high", "highest"] = "high"
@@ -41,6 +71,7 @@ class RasterOptions:
     clip: bool = False
     check: bool = False
     dtype: torch.dtype | None = None
+    capacity: "Capacity | None" = None
 
 
 DEFAULT = RasterOptions()

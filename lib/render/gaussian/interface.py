@@ -14,12 +14,13 @@ from torch import Tensor
 from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
-from lib.render.gaussian import gsplat, inria, reference, triton
+from lib.render.gaussian import gsplat, inria, reference, tiled
 from lib.render.gaussian.contract import DEFAULT, FeatureImage, RasterOptions
 
 Backend = Callable[[GaussianCloud, Camera, Tensor, RasterOptions], FeatureImage]
 BACKENDS: dict[str, Backend] = {
-    "reference": reference.rasterize, "triton": triton.rasterize, "gsplat": gsplat.rasterize, "inria": inria.rasterize,
+    "gluon": tiled.rasterize_gluon, "triton": tiled.rasterize_triton, "reference": reference.rasterize, "gsplat": gsplat.rasterize,
+    "inria": inria.rasterize,
 }
 
 
@@ -30,8 +31,8 @@ def rasterize(
 
     Differentiable in means, quats_wxyz, scales, opacities, features and world_to_camera. A covariance gets 0.3 px² on
     its diagonal; contributions below 1/255 are dropped, above 0.99 clamped; a pixel stops when its transmittance would
-    fall below 1e-4; Gaussians nearer than 0.2 are culled. `auto` is triton for float32 on CUDA where Triton works, else
-    reference, and says so once. Raises InputError for an unknown backend, for one that cannot draw these tensors, and for batches
+    fall below 1e-4; Gaussians nearer than 0.2 are culled. `auto` is the first of gluon, triton and reference that can draw
+    these tensors here, and says so once. Raises InputError for an unknown backend, for one that cannot draw these tensors, and for batches
     that do not fit.
     """
     name = _automatic(cloud) if backend == "auto" else backend
@@ -55,9 +56,18 @@ def _check_finite(cloud: GaussianCloud, camera: Camera, background: Float[Tensor
 
 
 def _automatic(cloud: GaussianCloud) -> str:
-    reason = triton.obstacle(cloud) if cloud.means.is_cuda else f"tensors on {cloud.means.device.type}"
-    name = "triton" if reason is None else "reference"
-    _say(f"rasterizer: {name}" if reason is None else f"rasterizer: {name} (not triton: {reason})")
+    if not cloud.means.is_cuda:
+        _say(f"rasterizer: reference (tensors on {cloud.means.device.type})")
+        return "reference"
+    why = ""
+    for name, obstacle in (("gluon", tiled.gluon_obstacle), ("triton", tiled.triton_obstacle)):
+        reason = obstacle(cloud)
+        if reason is None:
+            break
+        why = f" (not {name}: {reason})"
+    else:
+        name = "reference"
+    _say(f"rasterizer: {name}{why}")
     return name
 
 

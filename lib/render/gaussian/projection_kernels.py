@@ -203,21 +203,6 @@ def row_span(
 
 @triton.jit
 @no_type_check
-def count_of(x, y, qa, qb, qc, lo, hx, hy, radius, width, height, CLIP: tl.constexpr, TILE_X: tl.constexpr, TILE_Y: tl.constexpr):
-    """How many tiles the ellipses meet."""
-    row, rows = tile_rows(y, hy, radius, height, CLIP, TILE_Y)
-    count = rows * 0
-    most = tl.max(rows, 0)
-    step = 0
-    while step < most:
-        _, length = row_span(x, y, qa, qb, qc, lo, hx, hy, radius, row + step, width, height, CLIP, TILE_X, TILE_Y)
-        count += tl.where(step < rows, length, 0)
-        step += 1
-    return count
-
-
-@triton.jit
-@no_type_check
 def load_row(geometry, gaussian, mask):
     """A row [x, y, qa, qb, qc, lo, hx, hy] per lane; what is masked has no tile."""
     place = geometry + gaussian * 8
@@ -231,10 +216,10 @@ def load_row(geometry, gaussian, mask):
 @triton.jit(do_not_specialize=["count", "width", "height"])
 @no_type_check
 def project_forward(
-    means, quats, scales, opacities, world_to_camera, intrinsics, geometry, depths, counts, radii, count, width, height,
-    SHARED: tl.constexpr, CLIP: tl.constexpr, TILE_X: tl.constexpr, TILE_Y: tl.constexpr, BLOCK: tl.constexpr,
+    means, quats, scales, opacities, world_to_camera, intrinsics, geometry, depths, radii, lengths, count, width, height,
+    SHARED: tl.constexpr, CLIP: tl.constexpr, TILE_X: tl.constexpr, TILE_Y: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):
-    """Rows, camera depths (infinite where culled), numbers of tiles and radii of BLOCK Gaussians in one image; SHARED: one cloud."""
+    """Rows, camera depths and radii (0 where culled) of BLOCK Gaussians in one image; adds them to the lengths of their tiles' lists."""
     image = tl.program_id(1).to(tl.int64)
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     exists = lane < count
@@ -273,7 +258,23 @@ def project_forward(
     total = tl.abs(x) + tl.abs(y) + tl.abs(point[2]) + tl.abs(lo) + hx + hy + tl.abs(b) + determinant + radius
     drawn = exists & (point[2] > MIN_DEPTH) & (opacity >= MIN_ALPHA) & (total < INFINITY) & (qa < -FLAT) & (qc < -FLAT)
     radius = limit(radius, 0.0, RADIUS_MAX)
-    tiles = count_of(x, y, qa, qb, qc, lo, hx, tl.where(drawn, hy, -1.0), radius, width, height, CLIP, TILE_X, TILE_Y)
+    tiles_x, tiles_y = (width + TILE_X - 1) // TILE_X, (height + TILE_Y - 1) // TILE_Y
+    first_row, rows = tile_rows(y, tl.where(drawn, hy, -1.0), radius, height, CLIP, TILE_Y)
+    tiles = rows * 0
+    most = tl.max(rows, 0)
+    step = 0
+    while step < most:
+        first, length = row_span(x, y, qa, qb, qc, lo, hx, hy, radius, first_row + step, width, height, CLIP, TILE_X, TILE_Y)
+        length = tl.where(step < rows, length, 0)
+        tiles += length
+        place = lengths + image * tiles_x * tiles_y + (first_row + step) * tiles_x + first
+        most_columns = tl.max(length, 0)
+        column = 0
+        while column < most_columns:
+            which = column + tl.arange(0, COLUMNS)[None, :]
+            tl.atomic_add(place[:, None] + which, which * 0 + 1, mask=which < length[:, None], sem="relaxed")
+            column += COLUMNS
+        step += 1
     drawn = tiles > 0
     row = geometry + target * 8
     tl.store(row, tl.where(drawn, x, 0.0), mask=exists)
@@ -285,22 +286,7 @@ def project_forward(
     tl.store(row + 6, tl.where(drawn, hx, -1.0), mask=exists)
     tl.store(row + 7, tl.where(drawn, hy, -1.0), mask=exists)
     tl.store(depths + target, tl.where(drawn, point[2], INFINITY), mask=exists)
-    tl.store(counts + target, tiles, mask=exists)
     tl.store(radii + target, tl.where(drawn, radius, 0.0).to(tl.int32), mask=exists)
-
-
-@triton.jit(do_not_specialize=["rows", "width", "height"])
-@no_type_check
-def count_tiles(
-    geometry, radii, counts, rows, width, height, CLIP: tl.constexpr, TILE_X: tl.constexpr, TILE_Y: tl.constexpr, BLOCK: tl.constexpr,
-):
-    """Numbers of tiles of another shape, from stored rows."""
-    lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    exists = lane < rows
-    x, y, qa, qb, qc, lo, hx, hy = load_row(geometry, lane.to(tl.int64), exists)
-    radius = tl.load(radii + lane, mask=exists, other=0).to(tl.float32) if CLIP else 0.0
-    tiles = count_of(x, y, qa, qb, qc, lo, hx, hy, radius, width, height, CLIP, TILE_X, TILE_Y)
-    tl.store(counts + lane, tiles, mask=exists)
 
 
 @triton.jit
@@ -329,7 +315,7 @@ def plus(a, b):
 @triton.jit(do_not_specialize=["count", "images", "width", "height"])
 @no_type_check
 def project_backward(
-    means, quats, scales, opacities, world_to_camera, intrinsics, counts, d_geometry, d_means, d_quats, d_scales, d_opacities, d_poses,
+    means, quats, scales, opacities, world_to_camera, intrinsics, radii, d_geometry, d_means, d_quats, d_scales, d_opacities, d_poses,
     count, images, width, height, SHARED: tl.constexpr, POSE: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """Gradients of BLOCK Gaussians of one cloud, summed over all images if SHARED; with POSE also each program's part of the cameras'.
@@ -357,7 +343,7 @@ def project_backward(
     end = cloud + (images if SHARED else 1)
     while image < end:
         target = image * count + lane
-        live = exists & (tl.load(counts + target, mask=exists, other=0) > 0)
+        live = exists & (tl.load(radii + target, mask=exists, other=0) > 0)
         moments = d_geometry + target * 8
         m0, sx, sy = load3(moments, live)
         sxx, sxy, syy = load3(moments + 3, live)

@@ -1,9 +1,9 @@
-"""Triton kernels that blend Gaussians in square tiles, and the gradients. Imported by triton.py only, inside functions.
+"""Triton kernels that blend Gaussians in tiles, and the gradients. Imported by blending.py only, inside functions.
 
-One program blends one tile in one block of channels: chunks of Gaussians front to back, (Gaussians x pixels) at a time. The
-backward pass walks the chunks back to front from the transmittances that the forward pass stored at every chunk's start, with
-one number carried per pixel, as all channels enter the gradient of an alpha through features . gradient only. Its results go to one
-row per (tile, Gaussian) pair: no atomics, so the same inputs give the same bits.
+The same arguments and results as gluon_kernels.py, for Triton without Gluon and for its interpreter. One program blends one tile in
+one block of channels: chunks of Gaussians front to back, (Gaussians x pixels) at a time. The backward pass walks the chunks back to
+front from the transmittances that the forward pass stored at every chunk's start, with one number carried per pixel, as all channels
+enter the gradient of an alpha through features . gradient only.
 """
 
 from typing import no_type_check
@@ -16,37 +16,45 @@ from lib.render.gaussian.projection import ALPHA_MAX, ALPHA_MIN, TRANSMITTANCE_M
 MAX_ALPHA, MIN_ALPHA = tl.constexpr(ALPHA_MAX), tl.constexpr(ALPHA_MIN)
 MIN_TRANSMITTANCE = tl.constexpr(TRANSMITTANCE_MIN)
 NOTHING = tl.constexpr(-1e4)  # a log opacity that gives alpha 0
+PRECISION = tl.constexpr("ieee")  # float32 products, whatever precision is asked for: tensor cores would not make these kernels faster
 
 # @no_type_check: the annotations are Triton's; the type checker of the tests must not wrap what Triton compiles.
 
 
 @triton.jit
 @no_type_check
-def tile_pixels(tile, tiles_x, tiles_per_image, width, height, SIDE: tl.constexpr):
+def tile_range(ends, tile, room):
+    """Where a tile's list begins, and how long it is."""
+    start = tl.minimum(tl.load(ends + tile - 1, mask=tile > 0, other=0), room).to(tl.int32)
+    return start, tl.minimum(tl.load(ends + tile), room).to(tl.int32) - start
+
+
+@triton.jit
+@no_type_check
+def tile_pixels(tile, tiles_x, tiles_per_image, width, height, TILE_X: tl.constexpr, TILE_Y: tl.constexpr):
     """Image, column and row of the pixels of a tile, and which of them exist."""
     image = (tile // tiles_per_image).to(tl.int64)  # so that no place in an image of the batch overflows
     within = tile % tiles_per_image
-    pixel = tl.arange(0, SIDE * SIDE)
-    column = within % tiles_x * SIDE + pixel % SIDE
-    row = within // tiles_x * SIDE + pixel // SIDE
+    pixel = tl.arange(0, TILE_X * TILE_Y)
+    column = within % tiles_x * TILE_X + pixel % TILE_X
+    row = within // tiles_x * TILE_Y + pixel // TILE_X
     return image, column, row, (column < width) & (row < height)
 
 
 @triton.jit
 @no_type_check
 def load_alphas(geometry, gaussian, valid, column, row):
-    """Offsets from the means, conics and unclamped alphas: (Gaussians x pixels) from rows [x, y, a, b, c, log opacity, -, -]."""
+    """Offsets from the pixels to the means, and unclamped alphas: (Gaussians x pixels) from rows [x, y, qa, qb, qc, log2 opacity, -, -]."""
     rows = geometry + gaussian * 8
     x = tl.load(rows, mask=valid, other=0.0)
     y = tl.load(rows + 1, mask=valid, other=0.0)
     a = tl.load(rows + 2, mask=valid, other=0.0)
     b = tl.load(rows + 3, mask=valid, other=0.0)
     c = tl.load(rows + 4, mask=valid, other=0.0)
-    log_opacity = tl.load(rows + 5, mask=valid, other=NOTHING)
-    dx = (column.to(tl.float32) + 0.5)[None, :] - x[:, None]
-    dy = (row.to(tl.float32) + 0.5)[None, :] - y[:, None]
-    power = log_opacity[:, None] - dx * (0.5 * a[:, None] * dx + b[:, None] * dy) - 0.5 * c[:, None] * dy * dy
-    return dx, dy, a, b, c, tl.exp(power)
+    opacity = tl.load(rows + 5, mask=valid, other=NOTHING)
+    dx = x[:, None] - (column.to(tl.float32) + 0.5)[None, :]
+    dy = y[:, None] - (row.to(tl.float32) + 0.5)[None, :]
+    return dx, dy, tl.exp2(dx * (a[:, None] * dx + b[:, None] * dy) + (c[:, None] * (dy * dy) + opacity[:, None]))
 
 
 @triton.jit
@@ -56,116 +64,135 @@ def cut(raw):
     return tl.where(raw >= MIN_ALPHA, tl.minimum(raw, MAX_ALPHA), 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["room"])
 @no_type_check
 def blend_forward(
-    starts, chunk_starts, gaussians, geometry, features, image, alpha_image, checkpoints, stops,
-    tiles_x, tiles_per_image, width, height, channels,
-    SIDE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
+    ends, members, geometry, features, background, image, alpha_image, final, checkpoints, stops, room,
+    stride_b, stride_c, stride_y, stride_x, tiles_x, tiles_per_image, width, height, channels, feature_rows, tiles,
+    TILE_X: tl.constexpr, TILE_Y: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr, HIGHEST: tl.constexpr,
+    SAVE: tl.constexpr, SHARED: tl.constexpr, FULL: tl.constexpr, LONG: tl.constexpr,
 ):
-    """Blended features and alpha; with SAVE also the transmittance at the start of every chunk and how many Gaussians were seen."""
+    """Image over the background, and alpha; with SAVE what the backward pass needs. NaN if the lists did not fit into their room."""
     tile = tl.program_id(0)
     block = tl.program_id(1)
-    picture, column, row, inside = tile_pixels(tile, tiles_x, tiles_per_image, width, height, SIDE)
-    pixel = tl.arange(0, SIDE * SIDE)
+    picture, column, row, inside = tile_pixels(tile, tiles_x, tiles_per_image, width, height, TILE_X, TILE_Y)
+    pixel = tl.arange(0, TILE_X * TILE_Y)
     channel = block * BLOCK + tl.arange(0, BLOCK)
-    start = tl.load(starts + tile)
-    count = tl.load(starts + tile + 1) - start
-    checkpoint = checkpoints + tl.load(chunk_starts + tile).to(tl.int64) * (SIDE * SIDE)
+    start, count = tile_range(ends, tile, room)
+    checkpoint = checkpoints + (start // CHUNK + tile).to(tl.int64) * (TILE_X * TILE_Y)
 
     transmittance = tl.where(inside, 1.0, 0.0)  # 0: the pixel has stopped
-    left = tl.full([SIDE * SIDE], 1.0, tl.float32)
-    blended = tl.zeros([BLOCK, SIDE * SIDE], tl.float32)
+    end = tl.full([TILE_X * TILE_Y], 1.0, tl.float32)
+    blended = tl.zeros([BLOCK, TILE_X * TILE_Y], tl.float32)
     seen = 0
     active = 1
     while (seen < count) & (active > 0):
         if SAVE:  # every block of channels writes the same numbers
-            tl.store(checkpoint + (seen // CHUNK) * (SIDE * SIDE) + pixel, transmittance)
+            tl.store(checkpoint + (seen // CHUNK) * (TILE_X * TILE_Y) + pixel, transmittance)
         member = seen + tl.arange(0, CHUNK)
         valid = member < count
-        gaussian = tl.load(gaussians + start + member, mask=valid, other=0).to(tl.int64)
-        _, _, _, _, _, raw = load_alphas(geometry, gaussian, valid, column, row)
+        gaussian = tl.load(members + start + member, mask=valid, other=0).to(tl.int64)
+        _, _, raw = load_alphas(geometry, gaussian, valid, column, row)
         alpha = cut(raw)
         after = tl.cumprod(1.0 - alpha, 0) * transmittance[None, :]
         # A Gaussian that would bring the pixel below the minimum is not blended; `after` only falls, so none behind it is.
         blend = after >= MIN_TRANSMITTANCE
         weight = tl.where(blend, alpha * (after / (1.0 - alpha)), 0.0)
         mask = (channel < channels)[:, None] & valid[None, :]
-        feature = tl.load(features + gaussian[None, :] * channels + channel[:, None], mask=mask, other=0.0)
+        feature = tl.load(features + (gaussian % feature_rows)[None, :] * channels + channel[:, None], mask=mask, other=0.0)
         blended += tl.dot(feature, weight, input_precision=PRECISION)
-        left = tl.minimum(left, tl.min(tl.where(blend, after, 1.0), 0))
+        end = tl.minimum(end, tl.min(tl.where(blend, after, 1.0), 0))
         last = tl.min(after, 0)
         transmittance = tl.where(last >= MIN_TRANSMITTANCE, last, 0.0)
         active = tl.max((transmittance > 0.0).to(tl.int32), 0)
         seen += CHUNK
 
-    if SAVE:
-        tl.store(stops + tile, tl.minimum(seen, count))
-    place = row * width + column
-    target = image + (picture * channels + channel)[:, None] * height * width + place[None, :]
-    tl.store(target, blended, mask=(channel < channels)[:, None] & inside[None, :])
+    blended += tl.load(background + channel, mask=channel < channels, other=0.0)[:, None] * end[None, :]
+    blended += tl.where(tl.load(ends + tiles - 1) > room, float("nan"), 0.0)
+    target = image + picture * stride_b + (row * stride_y + column * stride_x)[None, :] + (channel * stride_c)[:, None]
+    tl.store(target, blended.to(image.dtype.element_ty), mask=(channel < channels)[:, None] & inside[None, :])
     if block == 0:
-        tl.store(alpha_image + picture * height * width + place, 1.0 - left, mask=inside)
+        place = picture * height * width + row * width + column
+        tl.store(alpha_image + place, 1.0 - end, mask=inside)
+        if SAVE:
+            tl.store(final + place, end, mask=inside)
+            tl.store(stops + tile, tl.minimum(seen, count))
 
 
-@triton.jit(do_not_specialize=["pairs"])  # it differs at every call
+@triton.jit(do_not_specialize=["room"])
 @no_type_check
 def blend_backward(
-    starts, chunk_starts, stops, gaussians, slots, geometry, features, checkpoints, d_image, d_alpha_image, d_geometry, d_features,
-    pairs, tiles_x, tiles_per_image, width, height, channels,
-    SIDE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    ends, stops, members, geometry, features, background, final, checkpoints, d_image, d_alpha_image, d_geometry, d_features, room,
+    stride_b, stride_c, stride_y, stride_x, tiles_x, tiles_per_image, width, height, channels, feature_rows,
+    TILE_X: tl.constexpr, TILE_Y: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr, HIGHEST: tl.constexpr,
+    ALPHA: tl.constexpr, ROWS: tl.constexpr, PLANAR: tl.constexpr, SHARED: tl.constexpr, FULL: tl.constexpr, LONG: tl.constexpr,
 ):
-    """Gradients of geometry, a row of 8 per channel block and pair, and of features, a row per pair; pair i has row slots[i]."""
+    """Gradients of features, and of geometry the moments [v, v dx, v dy, v dx², v dx dy, v dy²], v = d loss / d log alpha, d = mean - pixel.
+
+    Added up per Gaussian; with ROWS a row of each per pair, where the pair stands in the lists, and of geometry per block of channels.
+    """
     tile = tl.program_id(0)
     block = tl.program_id(1)
-    picture, column, row, inside = tile_pixels(tile, tiles_x, tiles_per_image, width, height, SIDE)
-    pixel = tl.arange(0, SIDE * SIDE)
+    picture, column, row, inside = tile_pixels(tile, tiles_x, tiles_per_image, width, height, TILE_X, TILE_Y)
+    pixel = tl.arange(0, TILE_X * TILE_Y)
     channel = block * BLOCK + tl.arange(0, BLOCK)
-    start = tl.load(starts + tile)
+    start, _ = tile_range(ends, tile, room)
     count = tl.load(stops + tile)
-    checkpoint = checkpoints + tl.load(chunk_starts + tile).to(tl.int64) * (SIDE * SIDE)
+    checkpoint = checkpoints + (start // CHUNK + tile).to(tl.int64) * (TILE_X * TILE_Y)
 
-    place = row * width + column
-    source = d_image + (picture * channels + channel)[:, None] * height * width + place[None, :]
-    d_pixel = tl.load(source, mask=(channel < channels)[:, None] & inside[None, :], other=0.0)
-    # Alpha is one more channel, of feature 1, that belongs to the first block.
-    d_alpha_pixel = tl.load(d_alpha_image + picture * height * width + place, mask=inside & (block == 0), other=0.0)
-
-    carried = tl.zeros([SIDE * SIDE], tl.float32)  # sum of weight * (feature . d_pixel) of everything behind
+    place = picture * height * width + row * width + column
+    source = d_image + picture * stride_b + (row * stride_y + column * stride_x)[None, :] + (channel * stride_c)[:, None]
+    d_pixel = tl.load(source, mask=(channel < channels)[:, None] & inside[None, :], other=0.0).to(tl.float32)
+    d_end = tl.sum(d_pixel * tl.load(background + channel, mask=channel < channels, other=0.0)[:, None], 0)
+    if ALPHA:  # belongs to the first block
+        d_end -= tl.load(d_alpha_image + place, mask=inside & (block == 0), other=0.0)
+    carried = tl.load(final + place, mask=inside, other=0.0) * d_end  # everything behind, times its gradient
     first = (count + CHUNK - 1) // CHUNK * CHUNK
     while first > 0:
         first -= CHUNK
         member = first + tl.arange(0, CHUNK)
         valid = member < count
-        gaussian = tl.load(gaussians + start + member, mask=valid, other=0).to(tl.int64)
-        transmittance = tl.load(checkpoint + (first // CHUNK) * (SIDE * SIDE) + pixel)
-        dx, dy, a, b, c, raw = load_alphas(geometry, gaussian, valid, column, row)
+        gaussian = tl.load(members + start + member, mask=valid, other=0).to(tl.int64)
+        transmittance = tl.load(checkpoint + (first // CHUNK) * (TILE_X * TILE_Y) + pixel)
+        dx, dy, raw = load_alphas(geometry, gaussian, valid, column, row)
         alpha = cut(raw)
         inverse = 1.0 / (1.0 - alpha)
         after = tl.cumprod(1.0 - alpha, 0) * transmittance[None, :]
-        before = after * inverse
-        blend = after >= MIN_TRANSMITTANCE
-        weight = tl.where(blend, alpha * before, 0.0)
+        weight = tl.where(after >= MIN_TRANSMITTANCE, alpha * (after * inverse), 0.0)
 
         mask = valid[:, None] & (channel < channels)[None, :]
-        feature = tl.load(features + gaussian[:, None] * channels + channel[None, :], mask=mask, other=0.0)
-        along = tl.dot(feature, d_pixel, input_precision=PRECISION) + d_alpha_pixel[None, :]
-        slot = tl.load(slots + start + member, mask=valid, other=0).to(tl.int64)
+        place_f = (gaussian % feature_rows)[:, None] * channels + channel[None, :]
+        feature = tl.load(features + place_f, mask=mask, other=0.0)
+        along = tl.dot(feature, d_pixel, input_precision=PRECISION)
         d_feature = tl.dot(weight, tl.trans(d_pixel), input_precision=PRECISION)
-        tl.store(d_features + slot[:, None] * channels + channel[None, :], d_feature, mask=mask)
 
         share = weight * along
         total = carried + tl.sum(share, 0)
         behind = total[None, :] - tl.cumsum(share, 0)
         carried = total
         # At the clamp alpha does not depend on anything.
-        d_power = tl.where(blend & (raw <= MAX_ALPHA), alpha * (before * along - behind * inverse), 0.0)
-        sum_x = tl.sum(d_power * dx, 1)
-        sum_y = tl.sum(d_power * dy, 1)
-        target = d_geometry + (block.to(tl.int64) * pairs + slot) * 8
-        tl.store(target, a * sum_x + b * sum_y, mask=valid)
-        tl.store(target + 1, b * sum_x + c * sum_y, mask=valid)
-        tl.store(target + 2, -0.5 * tl.sum(d_power * dx * dx, 1), mask=valid)
-        tl.store(target + 3, -tl.sum(d_power * dx * dy, 1), mask=valid)
-        tl.store(target + 4, -0.5 * tl.sum(d_power * dy * dy, 1), mask=valid)
-        tl.store(target + 5, tl.sum(d_power, 1), mask=valid)
+        d_power = tl.where((after >= MIN_TRANSMITTANCE) & (raw <= MAX_ALPHA), share - alpha * inverse * behind, 0.0)
+        if ROWS:
+            place_g = block.to(tl.int64) * room + start + member
+            place_f = (start + member).to(tl.int64)[:, None] * channels + channel[None, :]
+            tl.store(d_features + place_f, d_feature, mask=mask)
+        else:
+            place_g = gaussian
+            tl.atomic_add(d_features + place_f, d_feature, mask=mask, sem="relaxed")
+        target = d_geometry + place_g * 8
+        put(target, d_power, valid, ROWS)
+        put(target + 1, d_power * dx, valid, ROWS)
+        put(target + 2, d_power * dy, valid, ROWS)
+        put(target + 3, d_power * dx * dx, valid, ROWS)
+        put(target + 4, d_power * dx * dy, valid, ROWS)
+        put(target + 5, d_power * dy * dy, valid, ROWS)
+
+
+@triton.jit
+@no_type_check
+def put(target, values, valid, ROWS: tl.constexpr):
+    """Sums over pixels, to a row of their own or added."""
+    if ROWS:
+        tl.store(target, tl.sum(values, 1), mask=valid)
+    else:
+        tl.atomic_add(target, tl.sum(values, 1), mask=valid, sem="relaxed")
