@@ -13,9 +13,6 @@ import triton.language as tl
 from lib.render.gaussian.projection_kernels import load_row, row_span, tile_rows
 
 LAST = tl.constexpr((1 << 63) - 1)  # a key behind all others
-MANY = tl.constexpr(2048)  # longer lists are not sorted in registers
-SLICE = tl.constexpr(1024)  # of a long list, compared at once with PART others
-PART = tl.constexpr(32)
 
 
 @triton.jit
@@ -24,6 +21,21 @@ def tile_range(ends, tile, room):
     """Where a tile's list begins, and how long it is."""
     start = tl.minimum(tl.load(ends + tile - 1, mask=tile > 0, other=0), room).to(tl.int32)
     return start, tl.minimum(tl.load(ends + tile), room).to(tl.int32) - start
+
+
+@triton.jit(do_not_specialize=["tiles"])
+@no_type_check
+def scan(lengths, ends, total, tiles, BLOCK: tl.constexpr):
+    """Sums of the lengths up to every tile, and of all, by one program: there are few."""
+    before = tl.load(lengths).to(tl.int64) * 0
+    first = 0
+    while first < tiles:
+        tile = first + tl.arange(0, BLOCK)
+        length = tl.load(lengths + tile, mask=tile < tiles, other=0).to(tl.int64)
+        tl.store(ends + tile, before + tl.cumsum(length, 0), mask=tile < tiles)
+        before += tl.sum(length, 0)
+        first += BLOCK
+    tl.store(total, before)
 
 
 @triton.jit(do_not_specialize=["count", "room", "width", "height"])
@@ -73,44 +85,57 @@ def sort_into(keys, members, start, length, SIZE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["room"])
 @no_type_check
-def sort_short(ends, keys, members, room, LIMIT: tl.constexpr):
-    """Sorts the list of one tile if it is not longer than LIMIT."""
+def sort_lists(ends, keys, members, room, RUN: tl.constexpr):
+    """Sorts the list of one tile; of one longer than RUN every run of RUN keys, in place."""
     start, length = tile_range(ends, tl.program_id(0), room)
-    if (length > 0) & (length <= LIMIT):
+    if length > 0:
         if length <= 64:
             sort_into(keys, members, start, length, 64)
         elif length <= 128:
             sort_into(keys, members, start, length, 128)
         elif length <= 256:
             sort_into(keys, members, start, length, 256)
+        elif length <= RUN:
+            sort_into(keys, members, start, length, RUN)
         else:
-            sort_into(keys, members, start, length, LIMIT)
+            first = 0
+            while first < length:
+                place = first + tl.arange(0, RUN)
+                key = tl.sort(tl.load(keys + start + place, mask=place < length, other=LAST))
+                tl.store(keys + start + place, key, mask=place < length)
+                first += RUN
 
 
 @triton.jit(do_not_specialize=["room"])
 @no_type_check
-def sort_long(ends, keys, members, room, LIMIT: tl.constexpr):
-    """Sorts the list of one tile if it is longer than LIMIT; very long ones by counting for each key how many are less."""
+def merge_runs(ends, keys, members, room, RUN: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr):
+    """Puts the sorted runs of a list longer than RUN together: the place of a key is how many of all runs are less.
+
+    STEPS halvings must be enough for RUN. Keys are all different.
+    """
     start, length = tile_range(ends, tl.program_id(0), room)
-    if length > LIMIT:
-        if length <= 1024:
-            sort_into(keys, members, start, length, 1024)
-        elif length <= MANY:
-            sort_into(keys, members, start, length, MANY)
-        else:
-            first = 0
-            while first < length:
-                place = first + tl.arange(0, SLICE)
-                key = tl.load(keys + start + place, mask=place < length, other=LAST)
-                rank = place * 0
-                other = 0
-                while other < length:
-                    others = other + tl.arange(0, PART)
-                    against = tl.load(keys + start + others, mask=others < length, other=LAST)
-                    rank += tl.sum((against[None, :] < key[:, None]).to(tl.int32), 1)
-                    other += PART
-                tl.store(members + start + rank, key.to(tl.int32), mask=place < length)
-                first += SLICE
+    if length > RUN:
+        first = 0
+        while first < length:
+            place = first + tl.arange(0, BLOCK)
+            exists = place < length
+            key = tl.load(keys + start + place, mask=exists, other=LAST)
+            rank = place * 0
+            run = 0
+            while run < length:
+                low = rank * 0 + run
+                high = tl.minimum(low + RUN, length)
+                step = 0
+                while step < STEPS:
+                    middle = low + (high - low) // 2
+                    open_ = (low < high) & exists
+                    less = tl.load(keys + start + middle, mask=open_, other=LAST) < key
+                    low, high = tl.where(open_ & less, middle + 1, low), tl.where(open_ & ~less, middle, high)
+                    step += 1
+                rank += low - run
+                run += RUN
+            tl.store(members + start + rank, key.to(tl.int32), mask=exists)
+            first += BLOCK
 
 
 @triton.jit(do_not_specialize=["count", "room", "width", "height", "channels"])

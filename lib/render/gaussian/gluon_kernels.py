@@ -2,9 +2,9 @@
 
 One program blends one tile in one block of channels, CHUNK Gaussians at a time. Every thread owns pixels and walks the Gaussians of a
 chunk in its registers, so that products along the ray cost no exchange between threads; blending and its gradients are matrix
-products of (Gaussians x pixels) with features or gradients. The backward pass goes back to front from the transmittances that the
-forward pass kept at every chunk's start, with one number carried per pixel: all channels enter the gradient of an alpha through
-features . gradient only. What the next chunk needs first is loaded one chunk ahead.
+products of (Gaussians x pixels) with features or gradients. The backward pass goes back to front from the transmittance that is left
+at the end, with two numbers carried per pixel: transmittance, and what is behind, times its gradient, as all channels enter the
+gradient of an alpha through features . gradient only. What the next chunk needs first is loaded one chunk ahead.
 """
 
 from typing import no_type_check
@@ -140,7 +140,7 @@ def one_of(values, column, COLUMN: gl.constexpr):
 @gluon.jit(do_not_specialize=["room"])
 @no_type_check
 def blend_forward(
-    ends, members, geometry, features, background, image, alpha_image, final, checkpoints, stops, room,
+    ends, members, geometry, features, background, image, alpha_image, left, lasts, stops, room,
     stride_b, stride_c, stride_y, stride_x, tiles_x, tiles_per_image, width, height, channels, feature_rows, tiles,
     TILE_X: gl.constexpr, TILE_Y: gl.constexpr, CHUNK: gl.constexpr, BLOCK: gl.constexpr, WARPS: gl.constexpr, HIGHEST: gl.constexpr,
     SAVE: gl.constexpr, SHARED: gl.constexpr, FULL: gl.constexpr, LONG: gl.constexpr,
@@ -158,21 +158,21 @@ def blend_forward(
     block = gl.program_id(1)
     picture = (tile // tiles_per_image).to(gl.int64)
     within = tile % tiles_per_image
-    left = within % tiles_x * TILE_X
-    top = within // tiles_x * TILE_Y
+    west = within % tiles_x * TILE_X
+    north = within // tiles_x * TILE_Y
     pixel = gl.arange(0, P, layout=gl.SliceLayout(0, L))
-    column = left + pixel % TILE_X
-    row = top + pixel // TILE_X
+    column = west + pixel % TILE_X
+    row = north + pixel // TILE_X
     inside = (column < width) & (row < height)
     x = column.to(gl.float32) + 0.5
     y = row.to(gl.float32) + 0.5
     start = gl.minimum(gl.load(ends + tile - 1, mask=tile > 0, other=0), room).to(gl.int32)
     count = gl.minimum(gl.load(ends + tile), room).to(gl.int32) - start
-    checkpoint = checkpoints + (start // K + tile).to(gl.int64) * P + pixel
     members += start
 
     transmittance = gl.where(inside, 1.0, 0.0)  # 0: the pixel has stopped
-    end = gl.full([P], 1.0, gl.float32, layout=gl.SliceLayout(0, L))  # of pixels that have stopped
+    end = gl.full([P], 1.0, gl.float32, layout=gl.SliceLayout(0, L))  # transmittance of pixels that have stopped
+    last = gl.where(inside, count, 0)  # Gaussians that were blended or passed over
     blended = gl.zeros([P, BLOCK], gl.float32, layout=M)
     rows = gl.allocate_shared_memory(gl.float32, [8, K], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
     k = gl.arange(0, K, layout=gl.SliceLayout(1, L))[:, None]
@@ -186,8 +186,6 @@ def blend_forward(
         next_f = gl.load(members + gl.minimum(kf, count - 1))
         next_g = gl.load(members + gl.minimum(kg, count - 1))
         while (seen < count) & (active > 0):
-            if SAVE:
-                gl.store(checkpoint + seen // K * P, transmittance)
             feature = load_channels(features + feature_places(next_f, channel, channels, feature_rows, SHARED, LONG), channel, channels, FULL)
             rows.store(gl.permute(load_rows(geometry, next_g, seen + kg < count, value), (1, 0)))
             next_f = gl.load(members + gl.minimum(seen + K + kf, count - 1))
@@ -197,13 +195,14 @@ def blend_forward(
             # A Gaussian that would bring the pixel below the minimum is not blended; `after` only falls, so none behind it is.
             weight = gl.where(after >= MIN_TRANSMITTANCE, alpha, 0.0) * before
             blended = multiply_add(gl.permute(weight, (1, 0)), feature, blended, A, B, HIGHEST, False)
-            last = last_of(after, k, K)
-            goes_on = last >= MIN_TRANSMITTANCE
-            pixels = gl.sum(gl.where(goes_on, 1, gl.where(transmittance > 0.0, STOPPED, 0)), axis=0)
+            behind = last_of(after, k, K)
+            goes_on = behind >= MIN_TRANSMITTANCE
+            stops_here = (behind < MIN_TRANSMITTANCE) & (transmittance > 0.0)
+            pixels = gl.sum(gl.where(goes_on, 1, gl.where(stops_here, STOPPED, 0)), axis=0)
             if pixels >= STOPPED:
-                blended_last = gl.min(gl.where(after >= MIN_TRANSMITTANCE, after, transmittance[None, :]), axis=0)
-                end = gl.where(goes_on | (transmittance == 0.0), end, blended_last)
-            transmittance = gl.where(goes_on, last, 0.0)
+                end = gl.where(stops_here, gl.min(gl.where(after >= MIN_TRANSMITTANCE, after, transmittance[None, :]), axis=0), end)
+                last = gl.where(stops_here, seen + gl.sum((after >= MIN_TRANSMITTANCE).to(gl.int32), axis=0), last)
+            transmittance = gl.where(goes_on, behind, 0.0)
             active = pixels % STOPPED
             seen += K
     end = gl.where(transmittance > 0.0, transmittance, end)
@@ -213,8 +212,8 @@ def blend_forward(
     behind = gl.load(background + channel, mask=channel < channels, other=0.0)
     blended += gl.convert_layout(end, gl.SliceLayout(1, M))[:, None] * behind[None, :]
     blended += gl.where(gl.load(ends + tiles - 1) > room, float("nan"), 0.0)
-    column_m = left + pixel_m % TILE_X
-    row_m = top + pixel_m // TILE_X
+    column_m = west + pixel_m % TILE_X
+    row_m = north + pixel_m // TILE_X
     target = image + picture * stride_b + (row_m * stride_y + column_m * stride_x)[:, None] + (channel * stride_c)[None, :]
     exists = ((column_m < width) & (row_m < height))[:, None] & (channel < channels)[None, :]
     gl.store(target, blended.to(image.dtype.element_ty), mask=exists)
@@ -222,14 +221,15 @@ def blend_forward(
         place = picture * width * height + row * width + column
         gl.store(alpha_image + place, 1.0 - end, mask=inside)
         if SAVE:
-            gl.store(final + place, end, mask=inside)
+            gl.store(left + place, end, mask=inside)
+            gl.store(lasts + place, last, mask=inside)
             gl.store(stops + tile, gl.minimum(seen, count))
 
 
 @gluon.jit(do_not_specialize=["room"])
 @no_type_check
 def blend_backward(
-    ends, stops, members, geometry, features, background, final, checkpoints, d_image, d_alpha_image, d_geometry, d_features, room,
+    ends, stops, members, geometry, features, background, left, lasts, d_image, d_alpha_image, d_geometry, d_features, room,
     stride_b, stride_c, stride_y, stride_x, tiles_x, tiles_per_image, width, height, channels, feature_rows,
     TILE_X: gl.constexpr, TILE_Y: gl.constexpr, CHUNK: gl.constexpr, BLOCK: gl.constexpr, WARPS: gl.constexpr, HIGHEST: gl.constexpr,
     ALPHA: gl.constexpr, ROWS: gl.constexpr, PLANAR: gl.constexpr, SHARED: gl.constexpr, FULL: gl.constexpr, LONG: gl.constexpr,
@@ -255,23 +255,22 @@ def blend_backward(
     if count > 0:
         picture = (tile // tiles_per_image).to(gl.int64)
         within = tile % tiles_per_image
-        left = within % tiles_x * TILE_X
-        top = within // tiles_x * TILE_Y
+        west = within % tiles_x * TILE_X
+        north = within // tiles_x * TILE_Y
         pixel = gl.arange(0, P, layout=gl.SliceLayout(0, L))
-        column = left + pixel % TILE_X
-        row = top + pixel // TILE_X
+        column = west + pixel % TILE_X
+        row = north + pixel // TILE_X
         inside = (column < width) & (row < height)
         x = column.to(gl.float32) + 0.5
         y = row.to(gl.float32) + 0.5
         start = gl.minimum(gl.load(ends + tile - 1, mask=tile > 0, other=0), room).to(gl.int32)
-        checkpoint = checkpoints + (start // K + tile).to(gl.int64) * P + pixel
         place = picture * width * height + row * width + column
         members += start
 
         pixel_p = gl.arange(0, P, layout=gl.SliceLayout(1, LP))
         channel = block * BLOCK + gl.arange(0, BLOCK, layout=gl.SliceLayout(0, LP))
-        column_p = left + pixel_p % TILE_X
-        row_p = top + pixel_p // TILE_X
+        column_p = west + pixel_p % TILE_X
+        row_p = north + pixel_p // TILE_X
         source = d_image + picture * stride_b + (row_p * stride_y + column_p * stride_x)[:, None] + (channel * stride_c)[None, :]
         exists = ((column_p < width) & (row_p < height))[:, None] & (channel < channels)[None, :]
         d_pixel = gl.load(source, mask=exists, other=0.0).to(gl.float32)
@@ -280,7 +279,9 @@ def blend_backward(
         if ALPHA:
             if block == 0:
                 d_end -= gl.load(d_alpha_image + place, mask=inside, other=0.0)
-        carried = gl.load(final + place, mask=inside, other=0.0) * d_end  # everything behind, times its gradient
+        transmittance = gl.load(left + place, mask=inside, other=0.0)
+        last = gl.load(lasts + place, mask=inside, other=0)
+        carried = transmittance * d_end  # everything behind, times its gradient
         if not HIGHEST:
             d_pixel = rounded(d_pixel)
         d_pixels = gl.allocate_shared_memory(gl.float32, [P, BLOCK], gl.SwizzledSharedLayout(4, 1, 8, [1, 0]), d_pixel)
@@ -306,9 +307,7 @@ def blend_backward(
         next_f = gl.load(members + gl.minimum(first + kf, count - 1))
         next_g = gl.load(members + gl.minimum(first + kg, count - 1))
         next_m = gl.load(members + gl.minimum(first + km, count - 1))
-        next_t = gl.load(checkpoint + first // K * P)
         while first >= 0:
-            transmittance = next_t
             gaussian_g = next_g
             gaussian_m = next_m
             feature = load_channels(features + feature_places(next_f, channel_f, channels, feature_rows, SHARED, LONG), channel_f, channels, FULL)
@@ -317,13 +316,13 @@ def blend_backward(
             next_f = gl.load(members + gl.minimum(ahead + kf, count - 1))
             next_g = gl.load(members + gl.minimum(ahead + kg, count - 1))
             next_m = gl.load(members + gl.minimum(ahead + km, count - 1))
-            next_t = gl.load(checkpoint + ahead // K * P)
             nothing = gl.zeros([K, P], gl.float32, layout=M)
             along = gl.convert_layout(multiply_add(feature, d_pixels.permute((1, 0)).load(B), nothing, A, B, HIGHEST, not HIGHEST), L)
             alpha = alphas(rows, x, y, L)
-            after, before = transmittances(alpha, transmittance, k)
-            alpha = gl.where(after >= MIN_TRANSMITTANCE, alpha, 0.0)
-            weight = alpha * before
+            alpha = gl.where(k < (last - first)[None, :], alpha, 0.0)
+            after, before = gl.associative_scan((1.0 - alpha, gl.full([K, P], 1.0, gl.float32, layout=L)), 0, passed)
+            transmittance = transmittance / last_of(after, k, K)  # in front of the chunk
+            weight = alpha * (before * transmittance[None, :])
             share = weight * along
             upto = gl.associative_scan(share, 0, plus)
             carried += last_of(upto, k, K)
@@ -336,8 +335,8 @@ def blend_backward(
             m0 = one_of(moments, moment, 0)
             m1 = one_of(moments, moment, 1)
             m2 = one_of(moments, moment, 2)
-            from_x = rows.slice(0, 1, 0).permute((1, 0)).load(LR) - (left + TILE_X * 0.5)
-            from_y = rows.slice(1, 1, 0).permute((1, 0)).load(LR) - (top + TILE_Y * 0.5)
+            from_x = rows.slice(0, 1, 0).permute((1, 0)).load(LR) - (west + TILE_X * 0.5)
+            from_y = rows.slice(1, 1, 0).permute((1, 0)).load(LR) - (north + TILE_Y * 0.5)
             sx = from_x * m0 - m1
             sy = from_y * m0 - m2
             sxx = from_x * (sx - m1) + one_of(moments, moment, 3)

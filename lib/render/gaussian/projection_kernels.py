@@ -6,7 +6,7 @@ gives alpha 0, whatever was wrong with its inputs. Tiles are found row by row of
 costs as many steps as the picture has rows of tiles.
 
 Kernels that count and kernels that list must find the same tiles to the bit: both call `tile_rows` and `row_span` on the stored values,
-round divisions and roots correctly, and are launched with the options LAUNCH, as contraction would differ from kernel to kernel.
+round divisions and roots correctly, and are launched with the options EXACTLY, as contraction would differ from kernel to kernel.
 """
 
 import math
@@ -17,7 +17,7 @@ import triton.language as tl
 
 from lib.render.gaussian.projection import ALPHA_MIN, CLIP_BLOCK, FRUSTUM_MARGIN, LOW_PASS, NEAR
 
-LAUNCH = {"enable_fp_fusion": False}
+EXACTLY = (("enable_fp_fusion", False),)
 SLACK = 0.01  # of the squared Mahalanobis distance at which a Gaussian ends: what rounding may add before a tile is left out
 LOG2_E = math.log2(math.e)
 

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -23,11 +24,13 @@ from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
 from lib.render.gaussian.contract import DEFAULT, FeatureImage, RasterOptions
-from lib.render.gaussian.tiles import Picture, Rows, project_cloud, project_cloud_backward, sum_pairs, tile_members
+from lib.render.gaussian.launch import Launch, aligned
+from lib.render.gaussian.tiles import Rows, Scene, scene_of
 
 BLOCK_MAX = 64  # channels of one program; more take several, which blend the same alphas
-GROWTH = 1.25  # of the number of pairs to the room for the next call
-_rooms: dict[tuple, int] = {}  # what calls of the same sizes needed; says nothing about results
+SPARE = 1.02  # of the number of pairs: room for the next call
+_rooms: dict[tuple, int] = {}  # for calls of the same sizes; says nothing about results
+_host = threading.local()  # where the device writes the number of pairs
 
 
 @dataclass(frozen=True)
@@ -104,16 +107,73 @@ def _rasterize(
 ) -> FeatureImage:
     if reason is not None:
         raise InputError(f"rasterizer backend '{name}' cannot draw this: {reason}")
-    channels, images = cloud.features.shape[-1], len(camera.intrinsics)
-    if channels * camera.width * camera.height >= 2**31 or images * cloud.means.shape[1] >= 2**28:
-        raise InputError(f"rasterizer backend '{name}' cannot draw {images} x {cloud.means.shape[1]} Gaussians with {channels} channels at "
+    means, features = cloud.means, cloud.features
+    clouds, count, channels = features.shape
+    scene = scene_of(clouds, count, len(camera.intrinsics), camera.width, camera.height, options.clip, blending.tile)
+    if channels * camera.width * camera.height >= 2**31 or scene.images * count >= 2**28:
+        raise InputError(f"rasterizer backend '{name}' cannot draw {scene.images} x {count} Gaussians with {channels} channels at "
                          f"{camera.width} x {camera.height} pixels at once: draw fewer images, channels or pixels per call")
-    picture = Picture(images, camera.width, camera.height, options.clip, blending.tile)
-    leaves = (cloud.means, cloud.quats_wxyz, cloud.scales, cloud.opacities, cloud.features, camera.world_to_camera, background)
+    leaves = (means, cloud.quats_wxyz, cloud.scales, cloud.opacities, camera.world_to_camera, features, background)
     save = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
-    with torch.cuda.device_of(cloud.means):
-        image, alpha, radii = Draw.apply(*leaves, camera.intrinsics, picture, blending, options, save)
+    blender = _blender(blending, scene, channels, features.numel() >= 2**31, options.precision == "highest", options.deterministic, save)
+    with torch.cuda.device_of(means):
+        image, alpha, radii = Draw.apply(*leaves, camera.intrinsics, scene, blender, options)
     return FeatureImage(image, alpha, radii)
+
+
+@dataclass(frozen=True)
+class Blender:
+    """Launches of the blending kernels for one set of sizes."""
+
+    blending: Blending
+    scene: Scene
+    channels: int
+    long: bool
+    highest: bool
+    rows: bool
+    save: bool
+
+    @functools.cached_property
+    def _constants(self) -> dict[str, int | bool]:
+        # A power of two, and at least 16, as matrix products want.
+        block = min(max(1 << max(self.channels - 1, 0).bit_length(), 16), BLOCK_MAX)
+        return {
+            "TILE_X": self.blending.tile[0], "TILE_Y": self.blending.tile[1], "CHUNK": self.blending.chunk, "BLOCK": block, "HIGHEST": self.highest,
+            "SHARED": self.scene.clouds != self.scene.images, "FULL": self.channels % block == 0, "LONG": self.long,
+        }
+
+    @functools.cached_property
+    def grid(self) -> tuple[int, int]:
+        """Tiles, and blocks of channels."""
+        return self.scene.tiles, max(-(-self.channels // self._constants["BLOCK"]), 1)
+
+    @functools.cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """What both kernels are told."""
+        scene = self.scene
+        return scene.tiles_x, scene.tiles_per_image, scene.width, scene.height, self.channels, max(scene.clouds * scene.count, 1)
+
+    @functools.cached_property
+    def _launches(self) -> dict[tuple, Launch]:
+        return {}
+
+    def forward(self, dtype: torch.dtype) -> Launch:
+        """Draws an image of this type."""
+        if (dtype,) not in self._launches:
+            warps = self.blending.forward_warps
+            self._launches[dtype,] = Launch(self.blending.load().blend_forward, warps, SAVE=self.save, WARPS=warps, **self._constants)
+        return self._launches[dtype,]
+
+    def backward(self, dtype: torch.dtype, alpha: bool, planar: bool) -> Launch:
+        """From the gradient of an image of this type, and of alpha or not."""
+        if (dtype, alpha, planar) not in self._launches:
+            warps = self.blending.backward_warps
+            self._launches[dtype, alpha, planar] = Launch(
+                self.blending.load().blend_backward, warps, ALPHA=alpha, ROWS=self.rows, PLANAR=planar, WARPS=warps, **self._constants)
+        return self._launches[dtype, alpha, planar]
+
+
+_blender = functools.lru_cache(maxsize=256)(Blender)
 
 
 class Draw(torch.autograd.Function):
@@ -121,146 +181,113 @@ class Draw(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, features: Tensor, world_to_camera: Tensor,
-        background: Float[Tensor, "C"], intrinsics: Float[Tensor, "B 3 3"], picture: Picture, blending: Blending, options: RasterOptions, save: bool,
-    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B 1 H W"], Int[Tensor, "B N"]]:
-        """Draws; keeps what the backward pass needs only if `save`."""
-        features, background = features.contiguous(), background.contiguous()
-        cloud = GaussianCloud(means, quats, scales, opacities, features)
-        camera = Camera(world_to_camera, intrinsics, picture.width, picture.height)
-        rows, lengths = project_cloud(cloud, camera, picture)
-        ends = lengths.cumsum(dim=0)  # int64: exploded scales can give any number
-
-        def draw(room: int, lengths: Int[Tensor, "T"]) -> tuple[Tensor, ...]:
-            members = tile_members(rows, lengths, ends, picture, room)
-            return _blend(rows, ends, members, features, background, picture, blending, options, save)
-
-        if options.capacity is not None:
-            options.capacity.needed = ends[-1:]
-            image, alpha, kept = draw(options.capacity.pairs, lengths)
+        ctx: FunctionCtx, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, world_to_camera: Tensor, features: Tensor,
+        background: Tensor, intrinsics: Tensor, scene: Scene, blender: Blender, options: RasterOptions,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws; keeps what the backward pass needs only if the blender is to."""
+        features, background = aligned(features), aligned(background)
+        inputs = (means, quats, scales, opacities, world_to_camera, intrinsics)
+        if options.capacity is None:
+            rows, ends, drawn = _in_enough_room(inputs, features, background, scene, blender, options.dtype)
         else:
-            image, alpha, kept = _in_enough_room(draw, rows, lengths, ends, picture)
-        if save:
-            ctx.save_for_backward(means, quats, scales, opacities, features, world_to_camera, background, intrinsics, rows.geometry, rows.depths,
-                                  rows.radii, ends, *kept)
-            ctx.picture, ctx.blending, ctx.options = picture, blending, options
-        radii = rows.radii.view(picture.images, -1)
+            options.capacity.needed = torch.empty(1, dtype=torch.int64, device=means.device)
+            rows, lengths, ends = scene.project(inputs, options.capacity.needed)
+            drawn = _blend(rows, lengths, ends, features, background, scene, blender, options.dtype, options.capacity.pairs)
+        image, alpha, *kept = drawn
+        if blender.save:
+            ctx.save_for_backward(*inputs, features, background, rows.geometry, rows.depths, rows.radii, ends, *kept)
+            ctx.scene, ctx.blender = scene, blender
+        radii = rows.radii.view(scene.images, -1)
         ctx.mark_non_differentiable(radii)
         ctx.set_materialize_grads(False)
         return image, alpha, radii
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: FunctionCtx, d_image: Float[Tensor, "B C H W"] | None, d_alpha: Float[Tensor, "B 1 H W"] | None, _: None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, d_image: Tensor | None, d_alpha: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         """Gradients of everything but intrinsics."""
-        (means, quats, scales, opacities, features, world_to_camera, background, intrinsics, geometry, depths, radii, ends,
-         members, final, checkpoints, stops) = ctx.saved_tensors
-        picture, blending, options = ctx.picture, ctx.blending, ctx.options
-        rows = Rows(geometry, depths, radii)
+        *inputs, features, background, geometry, depths, radii, ends, members, left, lasts, stops = ctx.saved_tensors
+        scene, blender, inputs = ctx.scene, ctx.blender, tuple(inputs)
         if d_image is None:
-            d_image = final.new_zeros(()).expand(picture.images, features.shape[-1], picture.height, picture.width)
-        with torch.cuda.device_of(means):
+            d_image = left.new_zeros(()).expand(scene.images, blender.channels, scene.height, scene.width)
+        with torch.cuda.device_of(features):
             d_geometry, d_features = _blend_backward(
-                rows, ends, members, features, background, final, checkpoints, stops, d_image, d_alpha, picture, blending, options)
-            d_background = None
-            if ctx.needs_input_grad[6]:
-                d_background = torch.einsum("bchw,bhw->c", d_image.to(final.dtype), final)
-            d_means = d_quats = d_scales = d_opacities = d_pose = None
-            if any(ctx.needs_input_grad[:4]) or ctx.needs_input_grad[5]:
-                cloud = GaussianCloud(means, quats, scales, opacities, features)
-                camera = Camera(world_to_camera, intrinsics, picture.width, picture.height)
-                d_means, d_quats, d_scales, d_opacities, d_pose = project_cloud_backward(cloud, camera, radii, d_geometry, ctx.needs_input_grad[5])
-        return d_means, d_quats, d_scales, d_opacities, d_features, d_pose, d_background, None, None, None, None, None
+                Rows(geometry, depths, radii), ends, members, features, background, left, lasts, stops, d_image, d_alpha, scene, blender)
+            needs = ctx.needs_input_grad
+            d_background = torch.einsum("bchw,bhw->c", d_image.to(left.dtype), left) if needs[6] else None
+            d_inputs = scene.project_backward(inputs, radii, d_geometry, needs[4]) if any(needs[:5]) else [None] * 5
+        return *d_inputs, d_features, d_background, None, None, None, None
 
 
 def _in_enough_room(
-    draw: Callable[[int, Tensor], tuple[Tensor, ...]], rows: Rows, lengths: Int[Tensor, "T"], ends: Int[Tensor, "T"], picture: Picture
-) -> tuple[Tensor, ...]:
-    """Draws into as much room as the last call of these sizes needed, and again if that was too little."""
-    if not ends.is_cuda:
-        return draw(int(ends[-1]), lengths)
+    inputs: tuple[Tensor, ...], features: Tensor, background: Tensor, scene: Scene, blender: Blender, dtype: torch.dtype | None,
+) -> tuple[Rows, Tensor, tuple[Tensor, ...]]:
+    """Draws into as much room as earlier calls of these sizes needed, and again if that was too little. Rows, ends, and the drawing."""
+    if not features.is_cuda:
+        total = torch.empty(1, dtype=torch.int64)
+        rows, lengths, ends = scene.project(inputs, total)
+        return rows, ends, _blend(rows, lengths, ends, features, background, scene, blender, dtype, int(total))
     if torch.cuda.is_current_stream_capturing():
         raise InputError("a CUDA graph cannot record a drawing whose number of pairs is not known: give RasterOptions.capacity")
-    key = (ends.device, len(rows.radii), picture)
-    room = _rooms.get(key)
-    if room is None:
-        total, result = int(ends[-1]), None
-    else:
-        host = torch.empty(1, dtype=torch.int64, pin_memory=True)
-        host.copy_(ends[-1:], non_blocking=True)
-        counted = torch.cuda.Event()
-        counted.record()
-        result = draw(room, lengths)
-        counted.synchronize()
-        total = int(host)
-    if GROWTH * total >= 2**31:
+    if not hasattr(_host, "total"):
+        _host.total = torch.empty(1, dtype=torch.int64, pin_memory=True)
+    rows, lengths, ends = scene.project(inputs, _host.total)
+    counted = torch.cuda.Event()
+    counted.record()
+    key = (features.get_device(), scene)
+    room = _rooms.get(key, 0)
+    drawn = _blend(rows, lengths, ends, features, background, scene, blender, dtype, room) if room else ()
+    counted.synchronize()
+    total = int(_host.total)
+    if SPARE * total >= 2**31:
         raise InputError(f"{total} pairs of Gaussians and tiles: draw fewer images at once, or look for scales that are far too large")
-    if room is None or total > room or total < room // 2:
-        _rooms[key] = int(GROWTH * total)
-    if result is None or total > room:
-        result = draw(_rooms[key], lengths if result is None else torch.diff(ends, prepend=ends.new_zeros(1)).int())
-    return result
-
-
-def _block(channels: int) -> int:
-    """Channels of one program: a power of two, and at least 16, as matrix products want."""
-    return min(max(1 << max(channels - 1, 0).bit_length(), 16), BLOCK_MAX)
-
-
-def _arguments(features: Tensor, picture: Picture, blending: Blending, options: RasterOptions) -> tuple[tuple[int, int], tuple, dict]:
-    """Grid, sizes and constants of both blending kernels."""
-    channels, feature_rows, block = features.shape[-1], features.shape[0] * features.shape[1], _block(features.shape[-1])
-    grid = (picture.tiles, max(-(-channels // block), 1))
-    sizes = (picture.tiles_x, picture.tiles_x * picture.tiles_y, picture.width, picture.height, channels, max(feature_rows, 1))
-    return grid, sizes, {
-        "TILE_X": blending.tile[0], "TILE_Y": blending.tile[1], "CHUNK": blending.chunk, "BLOCK": block, "HIGHEST": options.precision == "highest",
-        "SHARED": len(features) != picture.images, "FULL": channels % block == 0, "LONG": feature_rows * channels >= 2**31,
-    }
+    if total > room or 2 * total < room:
+        _rooms[key] = int(SPARE * total)
+    if total > room or not room:
+        lengths = torch.diff(ends, prepend=ends.new_zeros(1)).int() if room else lengths
+        drawn = _blend(rows, lengths, ends, features, background, scene, blender, dtype, int(SPARE * total))
+    return rows, ends, drawn
 
 
 def _blend(
-    rows: Rows, ends: Int[Tensor, "T"], members: Int[Tensor, "R"], features: Float[Tensor, "B N C"], background: Float[Tensor, "C"], picture: Picture,
-    blending: Blending, options: RasterOptions, save: bool,
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    rows: Rows, lengths: Int[Tensor, "T"], ends: Int[Tensor, "T"], features: Float[Tensor, "B N C"], background: Float[Tensor, "C"],
+    scene: Scene, blender: Blender, dtype: torch.dtype | None, room: int,
+) -> tuple[Tensor, ...]:
     """Image, alpha, and what the backward pass needs."""
-    grid, sizes, constants = _arguments(features, picture, blending, options)
-    room, pixels = len(members), blending.tile[0] * blending.tile[1]
-    image = features.new_empty(picture.images, features.shape[-1], picture.height, picture.width, dtype=options.dtype or features.dtype)
-    alpha = features.new_empty(picture.images, 1, picture.height, picture.width)
-    # As many chunks as there can be: every tile may have one that is not full.
-    checkpoints = features.new_empty(room // blending.chunk + picture.tiles, pixels) if save else alpha
-    final = features.new_empty(picture.images, picture.height, picture.width) if save else alpha
-    stops = members.new_empty(picture.tiles) if save else members
-    blending.load().blend_forward[grid](
-        ends, members, rows.geometry, features, background, image, alpha, final, checkpoints, stops, room, *image.stride(), *sizes, picture.tiles,
-        SAVE=save, WARPS=blending.forward_warps, num_warps=blending.forward_warps, **constants,
+    members = scene.members(rows, lengths, ends, room)
+    image = features.new_empty(scene.images, blender.channels, scene.height, scene.width, dtype=dtype)
+    alpha = features.new_empty(scene.images, 1, scene.height, scene.width)
+    left = lasts = stops = alpha
+    if blender.save:
+        left, lasts, stops = torch.empty_like(alpha[:, 0]), members.new_empty(alpha[:, 0].shape), members.new_empty(scene.tiles)
+    blender.forward(image.dtype)(
+        blender.grid, (ends, members, rows.geometry, features, background, image, alpha, left, lasts, stops),
+        (room, *image.stride(), *blender.sizes, scene.tiles),
     )
-    return image, alpha, (members, final, checkpoints, stops)
+    return image, alpha, members, left, lasts, stops
 
 
 def _blend_backward(
     rows: Rows, ends: Int[Tensor, "T"], members: Int[Tensor, "R"], features: Float[Tensor, "B N C"], background: Float[Tensor, "C"],
-    final: Float[Tensor, "I H W"], checkpoints: Tensor, stops: Int[Tensor, "T"], d_image: Tensor, d_alpha: Tensor | None, picture: Picture,
-    blending: Blending, options: RasterOptions,
+    left: Float[Tensor, "I H W"], lasts: Int[Tensor, "I H W"], stops: Int[Tensor, "T"], d_image: Tensor, d_alpha: Tensor | None,
+    scene: Scene, blender: Blender,
 ) -> tuple[Float[Tensor, "M 8"], Float[Tensor, "B N C"]]:
     """Gradients of the rows and of the features."""
-    grid, sizes, constants = _arguments(features, picture, blending, options)
-    room, count, channels = len(members), len(rows.radii), features.shape[-1]
-    if options.deterministic:
-        d_geometry, d_features = features.new_empty(grid[1] * room, 8), features.new_empty(room, channels)
+    room, count, channels = len(members), len(rows.radii), blender.channels
+    if blender.rows:
+        d_geometry, d_features = features.new_empty(blender.grid[1] * room, 8), features.new_empty(room, channels)
     else:
         sums = features.new_zeros(count * 8 + features.numel())
         d_geometry, d_features = sums[:count * 8].view(count, 8), sums[count * 8:].view(features.shape)
-    blending.load().blend_backward[grid](
-        ends, stops, members, rows.geometry, features, background, final, checkpoints, d_image, final if d_alpha is None else d_alpha.contiguous(),
-        d_geometry, d_features, room, *d_image.stride(), *sizes,
-        ALPHA=d_alpha is not None, ROWS=options.deterministic, PLANAR=d_image.stride(3) == 1,
-        WARPS=blending.backward_warps, num_warps=blending.backward_warps, **constants,
+    d_image = d_image if d_image.data_ptr() % 16 == 0 else d_image.clone()
+    blender.backward(d_image.dtype, d_alpha is not None, d_image.stride(3) == 1)(
+        blender.grid,
+        (ends, stops, members, rows.geometry, features, background, left, lasts, d_image, left if d_alpha is None else aligned(d_alpha),
+         d_geometry, d_features),
+        (room, *d_image.stride(), *blender.sizes),
     )
-    if options.deterministic:
-        d_geometry, d_features = sum_pairs(rows, ends, stops, members, picture, d_geometry, d_features)
-        d_features = d_features.view(picture.images, -1, channels)
-        d_features = d_features.sum(dim=0, keepdim=True) if constants["SHARED"] else d_features
+    if blender.rows:
+        d_geometry, d_features = scene.sum_pairs(rows, ends, stops, members, d_geometry, d_features)
+        d_features = d_features.view(scene.images, -1, channels)
+        d_features = d_features.sum(dim=0, keepdim=True) if scene.clouds != scene.images else d_features
     return d_geometry, d_features

@@ -2,8 +2,8 @@
 
 The same arguments and results as gluon_kernels.py, for Triton without Gluon and for its interpreter. One program blends one tile in
 one block of channels: chunks of Gaussians front to back, (Gaussians x pixels) at a time. The backward pass walks the chunks back to
-front from the transmittances that the forward pass stored at every chunk's start, with one number carried per pixel, as all channels
-enter the gradient of an alpha through features . gradient only.
+front from the transmittance that is left at the end, with two numbers carried per pixel: transmittance, and what is behind, times its
+gradient, as all channels enter the gradient of an alpha through features . gradient only.
 """
 
 from typing import no_type_check
@@ -67,7 +67,7 @@ def cut(raw):
 @triton.jit(do_not_specialize=["room"])
 @no_type_check
 def blend_forward(
-    ends, members, geometry, features, background, image, alpha_image, final, checkpoints, stops, room,
+    ends, members, geometry, features, background, image, alpha_image, left, lasts, stops, room,
     stride_b, stride_c, stride_y, stride_x, tiles_x, tiles_per_image, width, height, channels, feature_rows, tiles,
     TILE_X: tl.constexpr, TILE_Y: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr, HIGHEST: tl.constexpr,
     SAVE: tl.constexpr, SHARED: tl.constexpr, FULL: tl.constexpr, LONG: tl.constexpr,
@@ -76,19 +76,15 @@ def blend_forward(
     tile = tl.program_id(0)
     block = tl.program_id(1)
     picture, column, row, inside = tile_pixels(tile, tiles_x, tiles_per_image, width, height, TILE_X, TILE_Y)
-    pixel = tl.arange(0, TILE_X * TILE_Y)
     channel = block * BLOCK + tl.arange(0, BLOCK)
     start, count = tile_range(ends, tile, room)
-    checkpoint = checkpoints + (start // CHUNK + tile).to(tl.int64) * (TILE_X * TILE_Y)
-
     transmittance = tl.where(inside, 1.0, 0.0)  # 0: the pixel has stopped
     end = tl.full([TILE_X * TILE_Y], 1.0, tl.float32)
+    last = tl.zeros([TILE_X * TILE_Y], tl.int32)  # Gaussians that were blended or passed over
     blended = tl.zeros([BLOCK, TILE_X * TILE_Y], tl.float32)
     seen = 0
     active = 1
     while (seen < count) & (active > 0):
-        if SAVE:  # every block of channels writes the same numbers
-            tl.store(checkpoint + (seen // CHUNK) * (TILE_X * TILE_Y) + pixel, transmittance)
         member = seen + tl.arange(0, CHUNK)
         valid = member < count
         gaussian = tl.load(members + start + member, mask=valid, other=0).to(tl.int64)
@@ -102,8 +98,9 @@ def blend_forward(
         feature = tl.load(features + (gaussian % feature_rows)[None, :] * channels + channel[:, None], mask=mask, other=0.0)
         blended += tl.dot(feature, weight, input_precision=PRECISION)
         end = tl.minimum(end, tl.min(tl.where(blend, after, 1.0), 0))
-        last = tl.min(after, 0)
-        transmittance = tl.where(last >= MIN_TRANSMITTANCE, last, 0.0)
+        last += tl.sum(blend.to(tl.int32), 0)
+        behind = tl.min(after, 0)
+        transmittance = tl.where(behind >= MIN_TRANSMITTANCE, behind, 0.0)
         active = tl.max((transmittance > 0.0).to(tl.int32), 0)
         seen += CHUNK
 
@@ -115,14 +112,15 @@ def blend_forward(
         place = picture * height * width + row * width + column
         tl.store(alpha_image + place, 1.0 - end, mask=inside)
         if SAVE:
-            tl.store(final + place, end, mask=inside)
+            tl.store(left + place, end, mask=inside)
+            tl.store(lasts + place, last, mask=inside)
             tl.store(stops + tile, tl.minimum(seen, count))
 
 
 @triton.jit(do_not_specialize=["room"])
 @no_type_check
 def blend_backward(
-    ends, stops, members, geometry, features, background, final, checkpoints, d_image, d_alpha_image, d_geometry, d_features, room,
+    ends, stops, members, geometry, features, background, left, lasts, d_image, d_alpha_image, d_geometry, d_features, room,
     stride_b, stride_c, stride_y, stride_x, tiles_x, tiles_per_image, width, height, channels, feature_rows,
     TILE_X: tl.constexpr, TILE_Y: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr, HIGHEST: tl.constexpr,
     ALPHA: tl.constexpr, ROWS: tl.constexpr, PLANAR: tl.constexpr, SHARED: tl.constexpr, FULL: tl.constexpr, LONG: tl.constexpr,
@@ -134,11 +132,9 @@ def blend_backward(
     tile = tl.program_id(0)
     block = tl.program_id(1)
     picture, column, row, inside = tile_pixels(tile, tiles_x, tiles_per_image, width, height, TILE_X, TILE_Y)
-    pixel = tl.arange(0, TILE_X * TILE_Y)
     channel = block * BLOCK + tl.arange(0, BLOCK)
     start, _ = tile_range(ends, tile, room)
     count = tl.load(stops + tile)
-    checkpoint = checkpoints + (start // CHUNK + tile).to(tl.int64) * (TILE_X * TILE_Y)
 
     place = picture * height * width + row * width + column
     source = d_image + picture * stride_b + (row * stride_y + column * stride_x)[None, :] + (channel * stride_c)[:, None]
@@ -146,19 +142,21 @@ def blend_backward(
     d_end = tl.sum(d_pixel * tl.load(background + channel, mask=channel < channels, other=0.0)[:, None], 0)
     if ALPHA:  # belongs to the first block
         d_end -= tl.load(d_alpha_image + place, mask=inside & (block == 0), other=0.0)
-    carried = tl.load(final + place, mask=inside, other=0.0) * d_end  # everything behind, times its gradient
+    transmittance = tl.load(left + place, mask=inside, other=0.0)
+    last = tl.load(lasts + place, mask=inside, other=0)
+    carried = transmittance * d_end  # everything behind, times its gradient
     first = (count + CHUNK - 1) // CHUNK * CHUNK
     while first > 0:
         first -= CHUNK
         member = first + tl.arange(0, CHUNK)
         valid = member < count
         gaussian = tl.load(members + start + member, mask=valid, other=0).to(tl.int64)
-        transmittance = tl.load(checkpoint + (first // CHUNK) * (TILE_X * TILE_Y) + pixel)
         dx, dy, raw = load_alphas(geometry, gaussian, valid, column, row)
-        alpha = cut(raw)
+        alpha = tl.where(member[:, None] < last[None, :], cut(raw), 0.0)
         inverse = 1.0 / (1.0 - alpha)
-        after = tl.cumprod(1.0 - alpha, 0) * transmittance[None, :]
-        weight = tl.where(after >= MIN_TRANSMITTANCE, alpha * (after * inverse), 0.0)
+        after = tl.cumprod(1.0 - alpha, 0)
+        transmittance = transmittance / tl.min(after, 0)  # in front of the chunk
+        weight = alpha * (after * inverse * transmittance[None, :])
 
         mask = valid[:, None] & (channel < channels)[None, :]
         place_f = (gaussian % feature_rows)[:, None] * channels + channel[None, :]
@@ -171,7 +169,7 @@ def blend_backward(
         behind = total[None, :] - tl.cumsum(share, 0)
         carried = total
         # At the clamp alpha does not depend on anything.
-        d_power = tl.where((after >= MIN_TRANSMITTANCE) & (raw <= MAX_ALPHA), share - alpha * inverse * behind, 0.0)
+        d_power = tl.where(raw <= MAX_ALPHA, share - alpha * inverse * behind, 0.0)
         if ROWS:
             place_g = block.to(tl.int64) * room + start + member
             place_f = (start + member).to(tl.int64)[:, None] * channels + channel[None, :]

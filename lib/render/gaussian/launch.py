@@ -1,0 +1,46 @@
+"""Launches of Triton and Gluon kernels that cost the host little.
+
+Triton looks at every argument of every launch, which takes longer than the smaller kernels here. A `Launch` lets it do so once for
+every set of numbers, and then starts what was compiled with the addresses alone.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KEPT = 1024  # sets of numbers per kernel
+
+
+class Launch:
+    """A kernel whose parameters are tensors, then integers, then constants; the latter are given here by name.
+
+    Tensors must keep their types and be aligned to 16 bytes (see `aligned`): Triton compiles another kernel for others.
+    """
+
+    def __init__(self, kernel: Any, warps: int, options: tuple[tuple[str, Any], ...] = (), **constants: Any) -> None:
+        self.kernel, self.constants = kernel, {**constants, "num_warps": warps, **dict(options)}
+        self.tail = tuple(constants[name] for name in kernel.arg_names[len(kernel.arg_names) - len(constants):])
+        self.bound: dict[tuple, tuple] = {}
+
+    def __call__(self, grid: tuple[int, ...], tensors: tuple[Tensor, ...], integers: tuple[int, ...]) -> None:
+        """Starts it on the current stream of the tensors' device, which must be the current one."""
+        device = tensors[0].get_device()
+        bound = self.bound.get((grid, integers, device))
+        if bound is None:
+            compiled = self.kernel[grid](*tensors, *integers, **self.constants)
+            if compiled is not None:  # the interpreter gives none
+                if len(self.bound) >= KEPT:
+                    self.bound.clear()
+                head = (*grid, 1, 1)[:3]
+                self.bound[grid, integers, device] = (compiled.run, head, (compiled.function, compiled.packed_metadata, None, None, None), integers + self.tail)
+            return
+        run, head, handles, rest = bound
+        run(*head, torch._C._cuda_getCurrentRawStream(device), *handles, *[tensor.data_ptr() for tensor in tensors], *rest)
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, contiguous and from an address divisible by 16."""
+    if not tensor.is_contiguous():
+        return tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
