@@ -35,7 +35,7 @@ def scan(lengths, ends, total, tiles, BLOCK: tl.constexpr):
         tl.store(ends + tile, before + tl.cumsum(length, 0), mask=tile < tiles)
         before += tl.sum(length, 0)
         first += BLOCK
-    tl.store(total, before)
+    tl.store(total, before, cache_modifier=".wt")  # through to the memory of the host, if it is there
 
 
 @triton.jit(do_not_specialize=["count", "room", "width", "height"])

@@ -4,11 +4,15 @@ Triton looks at every argument of every launch, which takes longer than the smal
 every set of numbers, and then starts what was compiled with the addresses alone.
 """
 
+import ctypes
+import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+HANG = 20.0  # seconds
 KEPT = 1024  # sets of numbers per kernel
 
 
@@ -37,6 +41,33 @@ class Launch:
             return
         run, head, handles, rest = bound
         run(*head, torch._C._cuda_getCurrentRawStream(device), *handles, *[tensor.data_ptr() for tensor in tensors], *rest)
+
+
+class HostWord:
+    """An integer in memory that the device writes and the host reads, without a call of the driver."""
+
+    def __init__(self) -> None:
+        self.tensor = torch.empty(1, dtype=torch.int64, pin_memory=True)
+        self._word = ctypes.c_int64.from_address(self.tensor.data_ptr())
+
+    def clear(self) -> None:
+        """Before the kernel that writes it is started."""
+        self._word.value = -1
+
+    def wait(self) -> int:
+        """What the kernel has written, which must not be negative. Raises what has gone wrong on the device if it never does."""
+        end = time.monotonic() + HANG
+        while self._word.value < 0:
+            if time.monotonic() > end:
+                torch.cuda.synchronize()
+                end = time.monotonic() + HANG
+        return self._word.value
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Makes the device of a tensor the current one, if it is not."""
+    device = tensor.get_device()
+    return nullcontext() if device < 0 or device == torch._C._cuda_getDevice() else torch.cuda.device(device)
 
 
 def aligned(tensor: Tensor) -> Tensor:

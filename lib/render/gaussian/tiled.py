@@ -24,13 +24,13 @@ from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
 from lib.render.gaussian.contract import DEFAULT, FeatureImage, RasterOptions
-from lib.render.gaussian.launch import Launch, aligned
+from lib.render.gaussian.launch import HostWord, Launch, aligned, on_device
 from lib.render.gaussian.tiles import Rows, Scene, scene_of
 
 BLOCK_MAX = 64  # channels of one program; more take several, which blend the same alphas
 SPARE = 1.02  # of the number of pairs: room for the next call
 _rooms: dict[tuple, int] = {}  # for calls of the same sizes; says nothing about results
-_host = threading.local()  # where the device writes the number of pairs
+_local = threading.local()  # of every thread: where the device writes the number of pairs
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _rasterize(
     leaves = (means, cloud.quats_wxyz, cloud.scales, cloud.opacities, camera.world_to_camera, features, background)
     save = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
     blender = _blender(blending, scene, channels, features.numel() >= 2**31, options.precision == "highest", options.deterministic, save)
-    with torch.cuda.device_of(means):
+    with on_device(means):
         image, alpha, radii = Draw.apply(*leaves, camera.intrinsics, scene, blender, options)
     return FeatureImage(image, alpha, radii)
 
@@ -210,7 +210,7 @@ class Draw(torch.autograd.Function):
         scene, blender, inputs = ctx.scene, ctx.blender, tuple(inputs)
         if d_image is None:
             d_image = left.new_zeros(()).expand(scene.images, blender.channels, scene.height, scene.width)
-        with torch.cuda.device_of(features):
+        with on_device(features):
             d_geometry, d_features = _blend_backward(
                 Rows(geometry, depths, radii), ends, members, features, background, left, lasts, stops, d_image, d_alpha, scene, blender)
             needs = ctx.needs_input_grad
@@ -229,16 +229,14 @@ def _in_enough_room(
         return rows, ends, _blend(rows, lengths, ends, features, background, scene, blender, dtype, int(total))
     if torch.cuda.is_current_stream_capturing():
         raise InputError("a CUDA graph cannot record a drawing whose number of pairs is not known: give RasterOptions.capacity")
-    if not hasattr(_host, "total"):
-        _host.total = torch.empty(1, dtype=torch.int64, pin_memory=True)
-    rows, lengths, ends = scene.project(inputs, _host.total)
-    counted = torch.cuda.Event()
-    counted.record()
+    if not hasattr(_local, "total"):
+        _local.total = HostWord()
+    _local.total.clear()
+    rows, lengths, ends = scene.project(inputs, _local.total.tensor)
     key = (features.get_device(), scene)
     room = _rooms.get(key, 0)
     drawn = _blend(rows, lengths, ends, features, background, scene, blender, dtype, room) if room else ()
-    counted.synchronize()
-    total = int(_host.total)
+    total = _local.total.wait()
     if SPARE * total >= 2**31:
         raise InputError(f"{total} pairs of Gaussians and tiles: draw fewer images at once, or look for scales that are far too large")
     if total > room or 2 * total < room:

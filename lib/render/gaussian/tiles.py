@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lib.render.gaussian.launch import Launch, aligned
 
-PROJECT_BLOCK, PROJECT_WARPS, COLUMNS = 32, 1, 4  # one warp: a loop ends with the last of its Gaussians; tiles of a row taken at once
+PROJECT_BLOCK, PROJECT_WARPS, COLUMNS = 32, 1, 8  # one warp: a loop ends with the last of its Gaussians; tiles of a row taken at once
 BACKWARD_BLOCK, BACKWARD_WARPS = 128, 4
 SCAN_BLOCK, SCAN_WARPS = 8192, 16
 RUN, SORT_WARPS = 256, 1  # keys sorted in registers
-MERGE_BLOCK, MERGE_WARPS = 128, 4
+MERGE_BLOCK, MERGE_WARPS = 256, 4
 SUM_BLOCK, SUM_WARPS = 16, 1
 
 
