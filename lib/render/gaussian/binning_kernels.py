@@ -1,8 +1,9 @@
 """Triton kernels that list the Gaussians of every tile, front to back, and sum rows of gradients in the order of tiles.
 
-Imported by tiles.py only, inside functions. Pairs are thrown into their tile's part of one buffer, in any order, as keys of depth and
-index; then every list is sorted by itself. So the order does not depend on who came first, there is no sort over all pairs, and
-nothing waits for the host. Nothing is written outside of the buffers, whatever the rows hold.
+Imported by tiles.py only, inside functions. Gaussians are thrown into the lists of blocks of tiles, in any order, as keys of depth,
+index, and a bit for every tile of the block that they reach; every list is sorted by itself, and each tile takes its own out of its
+block's. So the order does not depend on who came first, there is no sort over all pairs, and nothing waits for the host. Nothing is
+written outside of the buffers, whatever the rows hold.
 """
 
 from typing import no_type_check
@@ -10,32 +11,32 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from lib.render.gaussian.projection_kernels import load_row, row_span, tile_rows
+from lib.render.gaussian.projection_kernels import BLOCK_SIDE, block_columns, load_row, row_span, tile_rows, tiles_of_blocks
 
 LAST = tl.constexpr((1 << 63) - 1)  # a key behind all others
 
 
 @triton.jit
 @no_type_check
-def tile_range(ends, tile, room):
-    """Where a tile's list begins, and how long it is."""
-    start = tl.minimum(tl.load(ends + tile - 1, mask=tile > 0, other=0), room).to(tl.int32)
-    return start, tl.minimum(tl.load(ends + tile), room).to(tl.int32) - start
+def list_range(ends, block, room):
+    """Where the list of a block begins, and how long it is."""
+    start = tl.minimum(tl.load(ends + block - 1, mask=block > 0, other=0), room).to(tl.int32)
+    return start, tl.minimum(tl.load(ends + block), room).to(tl.int32) - start
 
 
-@triton.jit(do_not_specialize=["tiles"])
+@triton.jit(do_not_specialize=["blocks"])
 @no_type_check
-def scan(lengths, ends, total, tiles, BLOCK: tl.constexpr):
-    """Sums of the lengths up to every tile, and of all, by one program: there are few."""
-    before = tl.load(lengths).to(tl.int64) * 0
+def scan(lengths, ends, total, copy, blocks, BLOCK: tl.constexpr):
+    """Sums of the lengths up to every block of tiles, by one program: there are few. Copies the number of pairs."""
+    before = tl.load(lengths) * 0
     first = 0
-    while first < tiles:
-        tile = first + tl.arange(0, BLOCK)
-        length = tl.load(lengths + tile, mask=tile < tiles, other=0).to(tl.int64)
-        tl.store(ends + tile, before + tl.cumsum(length, 0), mask=tile < tiles)
+    while first < blocks:
+        place = first + tl.arange(0, BLOCK)
+        length = tl.load(lengths + place, mask=place < blocks, other=0)
+        tl.store(ends + place, before + tl.cumsum(length, 0), mask=place < blocks)
         before += tl.sum(length, 0)
         first += BLOCK
-    tl.store(total, before, cache_modifier=".wt")  # through to the memory of the host, if it is there
+    tl.store(copy, tl.load(total), cache_modifier=".wt")  # through to the memory of the host, if it is there
 
 
 @triton.jit(do_not_specialize=["count", "room", "width", "height"])
@@ -44,7 +45,7 @@ def throw(
     geometry, radii, depths, left, ends, keys, count, room, width, height,
     CLIP: tl.constexpr, TILE_X: tl.constexpr, TILE_Y: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):
-    """Writes the keys of BLOCK Gaussians of one image into the lists of all their tiles; `left` counts down how many each still expects."""
+    """Writes the keys of BLOCK Gaussians of one image into the lists of blocks; `left` counts down how many each still expects."""
     image = tl.program_id(1)
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     exists = lane < count
@@ -53,69 +54,69 @@ def throw(
     radius = tl.load(radii + gaussian, mask=exists, other=0).to(tl.float32) if CLIP else 0.0
     # Positive floats are ordered like their bits.
     depth = tl.load(depths + gaussian, mask=exists, other=0.0).to(tl.int32, bitcast=True).to(tl.int64)
-    key = (depth << 32) | gaussian.to(tl.int64)
-    tiles_x, tiles_y = (width + TILE_X - 1) // TILE_X, (height + TILE_Y - 1) // TILE_Y
-    first_row, rows = tile_rows(y, hy, radius, height, CLIP, TILE_Y)
-    most = tl.max(rows, 0)
+    key = (depth << 32) | (gaussian.to(tl.int64) << 8)
+    blocks_x, blocks_y = (width + BLOCK_SIDE - 1) // BLOCK_SIDE, (height + BLOCK_SIDE - 1) // BLOCK_SIDE
+    first_row, rows = tile_rows(y, hy, radius, height, CLIP, BLOCK_SIDE)
+    first_column, columns = block_columns(x, hx, width)
+    most_rows = tl.max(rows, 0)
+    most_columns = tl.max(tl.where(rows > 0, columns, 0), 0)
     step = 0
-    while step < most:
-        first, length = row_span(x, y, qa, qb, qc, lo, hx, hy, radius, first_row + step, width, height, CLIP, TILE_X, TILE_Y)
-        length = tl.where(step < rows, length, 0)
-        tile = image * tiles_x * tiles_y + (first_row + step) * tiles_x + first
-        most_columns = tl.max(length, 0)
+    while step < most_rows:
+        block = image * blocks_x * blocks_y + (first_row + step) * blocks_x + first_column
         column = 0
         while column < most_columns:
             which = column + tl.arange(0, COLUMNS)[None, :]
-            here = which < length[:, None]
-            place = tl.load(ends + tile[:, None] + which, mask=here, other=0)
-            place -= tl.atomic_add(left + tile[:, None] + which, which * 0 - 1, mask=here, sem="relaxed")
-            tl.store(keys + place, key[:, None] + which.to(tl.int64) * 0, mask=here & (place >= 0) & (place < room))
+            bits = tiles_of_blocks(
+                x, y, qa, qb, qc, lo, hx, hy, radius, first_row + step, first_column[:, None] + which, width, height, CLIP, TILE_X, TILE_Y)
+            here = (step < rows)[:, None] & (which < columns[:, None]) & (bits != 0)
+            place = tl.load(ends + block[:, None] + which, mask=here, other=0)
+            place -= tl.atomic_add(left + block[:, None] + which, which.to(tl.int64) * 0 - 1, mask=here, sem="relaxed")
+            tl.store(keys + place, key[:, None] | bits.to(tl.int64), mask=here & (place >= 0) & (place < room))
             column += COLUMNS
         step += 1
 
 
 @triton.jit
 @no_type_check
-def sort_into(keys, members, start, length, SIZE: tl.constexpr):
-    """Sorts a list of at most SIZE keys, and keeps the indices."""
+def sort_into(keys, words, start, length, SIZE: tl.constexpr):
+    """Sorts a list of at most SIZE keys, and keeps what is below the depth."""
     place = tl.arange(0, SIZE)
     key = tl.sort(tl.load(keys + start + place, mask=place < length, other=LAST))
-    tl.store(members + start + place, key.to(tl.int32), mask=place < length)
+    tl.store(words + start + place, key.to(tl.int32), mask=place < length)
 
 
 @triton.jit(do_not_specialize=["room"])
 @no_type_check
-def sort_lists(ends, keys, members, room, RUN: tl.constexpr):
-    """Sorts the list of one tile; of one longer than RUN every run of RUN keys, in place."""
-    start, length = tile_range(ends, tl.program_id(0), room)
-    if length > 0:
-        if length <= 64:
-            sort_into(keys, members, start, length, 64)
-        elif length <= 128:
-            sort_into(keys, members, start, length, 128)
-        elif length <= 256:
-            sort_into(keys, members, start, length, 256)
-        elif length <= RUN:
-            sort_into(keys, members, start, length, RUN)
+def sort_lists(ends, keys, words, room, RUN: tl.constexpr):
+    """Sorts the list of one block; of one longer than RUN every run of RUN keys, in place, by all the programs of the block."""
+    start, length = list_range(ends, tl.program_id(0), room)
+    first = tl.program_id(1) * RUN
+    if first < length:
+        if length <= RUN:
+            if length <= RUN // 4:
+                sort_into(keys, words, start, length, RUN // 4)
+            elif length <= RUN // 2:
+                sort_into(keys, words, start, length, RUN // 2)
+            else:
+                sort_into(keys, words, start, length, RUN)
         else:
-            first = 0
             while first < length:
                 place = first + tl.arange(0, RUN)
                 key = tl.sort(tl.load(keys + start + place, mask=place < length, other=LAST))
                 tl.store(keys + start + place, key, mask=place < length)
-                first += RUN
+                first += RUN * tl.num_programs(1)
 
 
 @triton.jit(do_not_specialize=["room"])
 @no_type_check
-def merge_runs(ends, keys, members, room, RUN: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr):
+def merge_runs(ends, keys, words, room, RUN: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr):
     """Puts the sorted runs of a list longer than RUN together: the place of a key is how many of all runs are less.
 
     STEPS halvings must be enough for RUN. Keys are all different.
     """
-    start, length = tile_range(ends, tl.program_id(0), room)
+    start, length = list_range(ends, tl.program_id(0), room)
+    first = tl.program_id(1) * BLOCK
     if length > RUN:
-        first = 0
         while first < length:
             place = first + tl.arange(0, BLOCK)
             exists = place < length
@@ -134,14 +135,50 @@ def merge_runs(ends, keys, members, room, RUN: tl.constexpr, STEPS: tl.constexpr
                     step += 1
                 rank += low - run
                 run += RUN
-            tl.store(members + start + rank, key.to(tl.int32), mask=exists)
-            first += BLOCK
+            tl.store(words + start + rank, key.to(tl.int32), mask=exists)
+            first += BLOCK * tl.num_programs(1)
+
+
+@triton.jit(do_not_specialize=["room"])
+@no_type_check
+def take(
+    ends, words, members, ranges, cursor, room, tiles_x, tiles_per_image, blocks_x, blocks_per_image,
+    TILE_X: tl.constexpr, TILE_Y: tl.constexpr, BLOCK: tl.constexpr,
+):
+    """The list of one tile: those of its block's that have its bit, where `cursor` says that there is room; from where to where."""
+    tile = tl.program_id(0)
+    image = tile // tiles_per_image
+    column, row = tile % tiles_per_image % tiles_x, tile % tiles_per_image // tiles_x
+    block = image * blocks_per_image + row // (BLOCK_SIDE // TILE_Y) * blocks_x + column // (BLOCK_SIDE // TILE_X)
+    bit = row % (BLOCK_SIDE // TILE_Y) * (BLOCK_SIDE // TILE_X) + column % (BLOCK_SIDE // TILE_X)
+    start, length = list_range(ends, block, room)
+    place = tl.arange(0, BLOCK)
+    count = 0
+    first = 0
+    while first < length:
+        word = tl.load(words + start + first + place, mask=first + place < length, other=0)
+        count += tl.sum((word >> bit) & 1, 0)
+        first += BLOCK
+    begin = tl.minimum(tl.atomic_add(cursor, count.to(tl.int64), sem="relaxed"), room).to(tl.int32)
+    count = tl.minimum(count, room - begin)
+    tl.store(ranges + 2 * tile, begin)
+    tl.store(ranges + 2 * tile + 1, count)
+    target = begin
+    end = begin + count
+    first = 0
+    while first < length:
+        word = tl.load(words + start + first + place, mask=first + place < length, other=0)
+        mine = (word >> bit) & 1
+        slot = target + tl.cumsum(mine, 0) - 1
+        tl.store(members + slot, (word >> 8) & 0xFFFFFF, mask=(mine > 0) & (slot < end))
+        target += tl.sum(mine, 0)
+        first += BLOCK
 
 
 @triton.jit(do_not_specialize=["count", "room", "width", "height", "channels"])
 @no_type_check
 def sum_rows(
-    geometry, radii, depths, ends, stops, members, pair_geometry, pair_features, d_geometry, d_features,
+    geometry, radii, depths, ranges, stops, members, pair_geometry, pair_features, d_geometry, d_features,
     count, room, width, height, channels,
     CLIP: tl.constexpr, TILE_X: tl.constexpr, TILE_Y: tl.constexpr, BLOCK: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr,
 ):
@@ -172,7 +209,7 @@ def sum_rows(
         while column < most_columns:
             here = column < length
             tile = tl.where(here, image * tiles_x * tiles_y + (first_row + step) * tiles_x + first + column, 0)
-            start = tl.minimum(tl.load(ends + tile - 1, mask=here & (tile > 0), other=0), room).to(tl.int32)
+            start = tl.load(ranges + 2 * tile, mask=here, other=0)
             low = start
             high = start + tl.load(stops + tile, mask=here, other=0)
             end = high

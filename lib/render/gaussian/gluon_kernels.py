@@ -140,8 +140,8 @@ def one_of(values, column, COLUMN: gl.constexpr):
 @gluon.jit(do_not_specialize=["room"])
 @no_type_check
 def blend_forward(
-    ends, members, geometry, features, background, image, alpha_image, left, lasts, stops, room,
-    stride_b, stride_c, stride_y, stride_x, tiles_x, tiles_per_image, width, height, channels, feature_rows, tiles,
+    ranges, total, members, geometry, features, background, image, alpha_image, left, lasts, stops, room,
+    stride_b, stride_c, stride_y, stride_x, tiles_x, tiles_per_image, width, height, channels, feature_rows,
     TILE_X: gl.constexpr, TILE_Y: gl.constexpr, CHUNK: gl.constexpr, BLOCK: gl.constexpr, WARPS: gl.constexpr, HIGHEST: gl.constexpr,
     SAVE: gl.constexpr, SHARED: gl.constexpr, FULL: gl.constexpr, LONG: gl.constexpr,
 ):
@@ -166,8 +166,8 @@ def blend_forward(
     inside = (column < width) & (row < height)
     x = column.to(gl.float32) + 0.5
     y = row.to(gl.float32) + 0.5
-    start = gl.minimum(gl.load(ends + tile - 1, mask=tile > 0, other=0), room).to(gl.int32)
-    count = gl.minimum(gl.load(ends + tile), room).to(gl.int32) - start
+    start = gl.load(ranges + 2 * tile)
+    count = gl.load(ranges + 2 * tile + 1)
     members += start
 
     transmittance = gl.where(inside, 1.0, 0.0)  # 0: the pixel has stopped
@@ -211,7 +211,7 @@ def blend_forward(
     pixel_m = gl.arange(0, P, layout=gl.SliceLayout(1, M))
     behind = gl.load(background + channel, mask=channel < channels, other=0.0)
     blended += gl.convert_layout(end, gl.SliceLayout(1, M))[:, None] * behind[None, :]
-    blended += gl.where(gl.load(ends + tiles - 1) > room, float("nan"), 0.0)
+    blended += gl.where(gl.load(total) > room, float("nan"), 0.0)
     column_m = west + pixel_m % TILE_X
     row_m = north + pixel_m // TILE_X
     target = image + picture * stride_b + (row_m * stride_y + column_m * stride_x)[:, None] + (channel * stride_c)[None, :]
@@ -229,7 +229,7 @@ def blend_forward(
 @gluon.jit(do_not_specialize=["room"])
 @no_type_check
 def blend_backward(
-    ends, stops, members, geometry, features, background, left, lasts, d_image, d_alpha_image, d_geometry, d_features, room,
+    ranges, stops, members, geometry, features, background, left, lasts, d_image, d_alpha_image, d_geometry, d_features, room,
     stride_b, stride_c, stride_y, stride_x, tiles_x, tiles_per_image, width, height, channels, feature_rows,
     TILE_X: gl.constexpr, TILE_Y: gl.constexpr, CHUNK: gl.constexpr, BLOCK: gl.constexpr, WARPS: gl.constexpr, HIGHEST: gl.constexpr,
     ALPHA: gl.constexpr, ROWS: gl.constexpr, PLANAR: gl.constexpr, SHARED: gl.constexpr, FULL: gl.constexpr, LONG: gl.constexpr,
@@ -263,7 +263,7 @@ def blend_backward(
         inside = (column < width) & (row < height)
         x = column.to(gl.float32) + 0.5
         y = row.to(gl.float32) + 0.5
-        start = gl.minimum(gl.load(ends + tile - 1, mask=tile > 0, other=0), room).to(gl.int32)
+        start = gl.load(ranges + 2 * tile)
         place = picture * width * height + row * width + column
         members += start
 

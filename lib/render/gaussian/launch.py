@@ -37,7 +37,8 @@ class Launch:
                 if len(self.bound) >= KEPT:
                     self.bound.clear()
                 head = (*grid, 1, 1)[:3]
-                self.bound[grid, integers, device] = (compiled.run, head, (compiled.function, compiled.packed_metadata, None, None, None), integers + self.tail)
+                handles = compiled.function, compiled.packed_metadata, None, None, None
+                self.bound[grid, integers, device] = compiled.run, head, handles, integers + self.tail
             return
         run, head, handles, rest = bound
         run(*head, torch._C._cuda_getCurrentRawStream(device), *handles, *[tensor.data_ptr() for tensor in tensors], *rest)

@@ -30,6 +30,7 @@ ROUNDING = tl.constexpr(1e-6)  # relative to the coordinates: matters for thin o
 NOTHING = tl.constexpr(-1e4)  # a log opacity that gives alpha 0
 RADIUS_MAX = tl.constexpr(float(1 << 24))  # pixels; still exact in float32
 FLAT = tl.constexpr(1e-30)  # a smaller conic is that of a Gaussian beyond all measure
+FIRST_BIT = tl.constexpr(1)
 INFINITY = tl.constexpr(float("inf"))
 
 # A constexpr stands to the right of a tensor: to its left the interpreter would make a constexpr of the result.
@@ -203,6 +204,40 @@ def row_span(
 
 @triton.jit
 @no_type_check
+def block_columns(x, hx, width):
+    """First column of blocks of tiles that an ellipse may reach, and how many there are: always within the picture."""
+    end = width.to(tl.float32)
+    first = limit(tl.floor(x - hx - 1.0), 0.0, end - 1.0).to(tl.int32) // BLOCK_SIDE
+    return first, limit(tl.ceil(x + hx + 1.0), 0.0, end - 1.0).to(tl.int32) // BLOCK_SIDE - first + 1
+
+
+@triton.jit
+@no_type_check
+def tiles_of_blocks(
+    x, y, qa, qb, qc, lo, hx, hy, radius, row, columns, width, height, CLIP: tl.constexpr, TILE_X: tl.constexpr, TILE_Y: tl.constexpr,
+):
+    """Which tiles of the blocks (row, columns) the ellipses reach, as bits: (Gaussians x columns)."""
+    bits = columns * 0
+    for down in tl.static_range(BLOCK_SIDE // TILE_Y):
+        tile_row = row * (BLOCK_SIDE // TILE_Y) + down
+        first, length = row_span(x, y, qa, qb, qc, lo, hx, hy, radius, tile_row, width, height, CLIP, TILE_X, TILE_Y)
+        for across in tl.static_range(BLOCK_SIDE // TILE_X):
+            tile = columns * (BLOCK_SIDE // TILE_X) + across - first[:, None]
+            bits |= tl.where((tile >= 0) & (tile < length[:, None]), FIRST_BIT << (down * (BLOCK_SIDE // TILE_X) + across), 0)
+    return bits
+
+
+@triton.jit
+@no_type_check
+def ones_in(bits):
+    """How many of 8 bits are set."""
+    bits -= (bits >> 1) & 0x55
+    bits = (bits & 0x33) + ((bits >> 2) & 0x33)
+    return (bits + (bits >> 4)) & 0x0F
+
+
+@triton.jit
+@no_type_check
 def load_row(geometry, gaussian, mask):
     """A row [x, y, qa, qb, qc, lo, hx, hy] per lane; what is masked has no tile."""
     place = geometry + gaussian * 8
@@ -216,10 +251,10 @@ def load_row(geometry, gaussian, mask):
 @triton.jit(do_not_specialize=["count", "width", "height"])
 @no_type_check
 def project_forward(
-    means, quats, scales, opacities, world_to_camera, intrinsics, geometry, depths, radii, lengths, count, width, height,
+    means, quats, scales, opacities, world_to_camera, intrinsics, geometry, depths, radii, lengths, total, count, width, height,
     SHARED: tl.constexpr, CLIP: tl.constexpr, TILE_X: tl.constexpr, TILE_Y: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):
-    """Rows, camera depths and radii (0 where culled) of BLOCK Gaussians in one image; adds them to the lengths of their tiles' lists."""
+    """Rows, camera depths and radii (0 where culled) of BLOCK Gaussians in one image; counts them in blocks of tiles, and their tiles."""
     image = tl.program_id(1).to(tl.int64)
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     exists = lane < count
@@ -254,27 +289,30 @@ def project_forward(
     reach = (lo + REACH) * SQUARED
     hx, hy = tl.sqrt_rn(reach * a), tl.sqrt_rn(reach * c)
 
-    # Infinite or NaN if any of them is.
-    total = tl.abs(x) + tl.abs(y) + tl.abs(point[2]) + tl.abs(lo) + hx + hy + tl.abs(b) + determinant + radius
-    drawn = exists & (point[2] > MIN_DEPTH) & (opacity >= MIN_ALPHA) & (total < INFINITY) & (qa < -FLAT) & (qc < -FLAT)
+    # Infinite or NaN if any of them is, and then not less than infinity.
+    finite = tl.abs(x) + tl.abs(y) + tl.abs(point[2]) + tl.abs(lo) + hx + hy + tl.abs(b) + determinant + radius
+    drawn = exists & (point[2] > MIN_DEPTH) & (opacity >= MIN_ALPHA) & (finite < INFINITY) & (qa < -FLAT) & (qc < -FLAT)
     radius = limit(radius, 0.0, RADIUS_MAX)
-    tiles_x, tiles_y = (width + TILE_X - 1) // TILE_X, (height + TILE_Y - 1) // TILE_Y
-    first_row, rows = tile_rows(y, tl.where(drawn, hy, -1.0), radius, height, CLIP, TILE_Y)
+    blocks_x, blocks_y = (width + BLOCK_SIDE - 1) // BLOCK_SIDE, (height + BLOCK_SIDE - 1) // BLOCK_SIDE
+    first_row, rows = tile_rows(y, tl.where(drawn, hy, -1.0), radius, height, CLIP, BLOCK_SIDE)
+    first_column, columns = block_columns(x, hx, width)
     tiles = rows * 0
-    most = tl.max(rows, 0)
+    most_rows = tl.max(rows, 0)
+    most_columns = tl.max(tl.where(rows > 0, columns, 0), 0)
     step = 0
-    while step < most:
-        first, length = row_span(x, y, qa, qb, qc, lo, hx, hy, radius, first_row + step, width, height, CLIP, TILE_X, TILE_Y)
-        length = tl.where(step < rows, length, 0)
-        tiles += length
-        place = lengths + image * tiles_x * tiles_y + (first_row + step) * tiles_x + first
-        most_columns = tl.max(length, 0)
+    while step < most_rows:
+        place = lengths + image * blocks_x * blocks_y + (first_row + step) * blocks_x + first_column
         column = 0
         while column < most_columns:
             which = column + tl.arange(0, COLUMNS)[None, :]
-            tl.atomic_add(place[:, None] + which, which * 0 + 1, mask=which < length[:, None], sem="relaxed")
+            bits = tiles_of_blocks(
+                x, y, qa, qb, qc, lo, hx, hy, radius, first_row + step, first_column[:, None] + which, width, height, CLIP, TILE_X, TILE_Y)
+            bits = tl.where((step < rows)[:, None] & (which < columns[:, None]), bits, 0)
+            tiles += tl.sum(ones_in(bits), 1)
+            tl.atomic_add(place[:, None] + which, which.to(tl.int64) * 0 + 1, mask=bits != 0, sem="relaxed")
             column += COLUMNS
         step += 1
+    tl.atomic_add(total, tl.sum(tiles.to(tl.int64), 0), sem="relaxed")
     drawn = tiles > 0
     row = geometry + target * 8
     tl.store(row, tl.where(drawn, x, 0.0), mask=exists)

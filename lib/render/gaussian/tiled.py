@@ -11,7 +11,6 @@ import importlib.util
 import os
 import shutil
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -25,7 +24,7 @@ from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
 from lib.render.gaussian.contract import DEFAULT, FeatureImage, RasterOptions
 from lib.render.gaussian.launch import HostWord, Launch, aligned, on_device
-from lib.render.gaussian.tiles import Rows, Scene, scene_of
+from lib.render.gaussian.tiles import Counts, Rows, Scene, scene_of
 
 BLOCK_MAX = 64  # channels of one program; more take several, which blend the same alphas
 SPARE = 1.02  # of the number of pairs: room for the next call
@@ -110,7 +109,7 @@ def _rasterize(
     means, features = cloud.means, cloud.features
     clouds, count, channels = features.shape
     scene = scene_of(clouds, count, len(camera.intrinsics), camera.width, camera.height, options.clip, blending.tile)
-    if channels * camera.width * camera.height >= 2**31 or scene.images * count >= 2**28:
+    if channels * camera.width * camera.height >= 2**31 or scene.images * count > 2**24:
         raise InputError(f"rasterizer backend '{name}' cannot draw {scene.images} x {count} Gaussians with {channels} channels at "
                          f"{camera.width} x {camera.height} pixels at once: draw fewer images, channels or pixels per call")
     leaves = (means, cloud.quats_wxyz, cloud.scales, cloud.opacities, camera.world_to_camera, features, background)
@@ -188,14 +187,14 @@ class Draw(torch.autograd.Function):
         features, background = aligned(features), aligned(background)
         inputs = (means, quats, scales, opacities, world_to_camera, intrinsics)
         if options.capacity is None:
-            rows, ends, drawn = _in_enough_room(inputs, features, background, scene, blender, options.dtype)
+            rows, drawn = _in_enough_room(inputs, features, background, scene, blender, options.dtype)
         else:
             options.capacity.needed = torch.empty(1, dtype=torch.int64, device=means.device)
-            rows, lengths, ends = scene.project(inputs, options.capacity.needed)
-            drawn = _blend(rows, lengths, ends, features, background, scene, blender, options.dtype, options.capacity.pairs)
+            rows, counts = scene.project(inputs, options.capacity.needed)
+            drawn = _blend(rows, counts, features, background, scene, blender, options.dtype, options.capacity.pairs)
         image, alpha, *kept = drawn
         if blender.save:
-            ctx.save_for_backward(*inputs, features, background, rows.geometry, rows.depths, rows.radii, ends, *kept)
+            ctx.save_for_backward(*inputs, features, background, rows.geometry, rows.depths, rows.radii, *kept)
             ctx.scene, ctx.blender = scene, blender
         radii = rows.radii.view(scene.images, -1)
         ctx.mark_non_differentiable(radii)
@@ -206,13 +205,13 @@ class Draw(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, d_image: Tensor | None, d_alpha: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         """Gradients of everything but intrinsics."""
-        *inputs, features, background, geometry, depths, radii, ends, members, left, lasts, stops = ctx.saved_tensors
+        *inputs, features, background, geometry, depths, radii, members, ranges, left, lasts, stops = ctx.saved_tensors
         scene, blender, inputs = ctx.scene, ctx.blender, tuple(inputs)
         if d_image is None:
             d_image = left.new_zeros(()).expand(scene.images, blender.channels, scene.height, scene.width)
         with on_device(features):
             d_geometry, d_features = _blend_backward(
-                Rows(geometry, depths, radii), ends, members, features, background, left, lasts, stops, d_image, d_alpha, scene, blender)
+                Rows(geometry, depths, radii), members, ranges, features, background, left, lasts, stops, d_image, d_alpha, scene, blender)
             needs = ctx.needs_input_grad
             d_background = torch.einsum("bchw,bhw->c", d_image.to(left.dtype), left) if needs[6] else None
             d_inputs = scene.project_backward(inputs, radii, d_geometry, needs[4]) if any(needs[:5]) else [None] * 5
@@ -221,52 +220,51 @@ class Draw(torch.autograd.Function):
 
 def _in_enough_room(
     inputs: tuple[Tensor, ...], features: Tensor, background: Tensor, scene: Scene, blender: Blender, dtype: torch.dtype | None,
-) -> tuple[Rows, Tensor, tuple[Tensor, ...]]:
-    """Draws into as much room as earlier calls of these sizes needed, and again if that was too little. Rows, ends, and the drawing."""
+) -> tuple[Rows, tuple[Tensor, ...]]:
+    """Draws into as much room as earlier calls of these sizes needed, and again if that was too little. Rows, and the drawing."""
     if not features.is_cuda:
         total = torch.empty(1, dtype=torch.int64)
-        rows, lengths, ends = scene.project(inputs, total)
-        return rows, ends, _blend(rows, lengths, ends, features, background, scene, blender, dtype, int(total))
+        rows, counts = scene.project(inputs, total)
+        return rows, _blend(rows, counts, features, background, scene, blender, dtype, int(total))
     if torch.cuda.is_current_stream_capturing():
         raise InputError("a CUDA graph cannot record a drawing whose number of pairs is not known: give RasterOptions.capacity")
     if not hasattr(_local, "total"):
         _local.total = HostWord()
     _local.total.clear()
-    rows, lengths, ends = scene.project(inputs, _local.total.tensor)
+    rows, counts = scene.project(inputs, _local.total.tensor)
     key = (features.get_device(), scene)
     room = _rooms.get(key, 0)
-    drawn = _blend(rows, lengths, ends, features, background, scene, blender, dtype, room) if room else ()
+    drawn = _blend(rows, counts, features, background, scene, blender, dtype, room) if room else ()
     total = _local.total.wait()
     if SPARE * total >= 2**31:
         raise InputError(f"{total} pairs of Gaussians and tiles: draw fewer images at once, or look for scales that are far too large")
     if total > room or 2 * total < room:
         _rooms[key] = int(SPARE * total)
     if total > room or not room:
-        lengths = torch.diff(ends, prepend=ends.new_zeros(1)).int() if room else lengths
-        drawn = _blend(rows, lengths, ends, features, background, scene, blender, dtype, int(SPARE * total))
-    return rows, ends, drawn
+        drawn = _blend(rows, counts.again() if room else counts, features, background, scene, blender, dtype, int(SPARE * total))
+    return rows, drawn
 
 
 def _blend(
-    rows: Rows, lengths: Int[Tensor, "T"], ends: Int[Tensor, "T"], features: Float[Tensor, "B N C"], background: Float[Tensor, "C"],
-    scene: Scene, blender: Blender, dtype: torch.dtype | None, room: int,
+    rows: Rows, counts: Counts, features: Float[Tensor, "B N C"], background: Float[Tensor, "C"], scene: Scene, blender: Blender,
+    dtype: torch.dtype | None, room: int,
 ) -> tuple[Tensor, ...]:
     """Image, alpha, and what the backward pass needs."""
-    members = scene.members(rows, lengths, ends, room)
+    members, ranges = scene.members(rows, counts, room)
     image = features.new_empty(scene.images, blender.channels, scene.height, scene.width, dtype=dtype)
     alpha = features.new_empty(scene.images, 1, scene.height, scene.width)
     left = lasts = stops = alpha
     if blender.save:
         left, lasts, stops = torch.empty_like(alpha[:, 0]), members.new_empty(alpha[:, 0].shape), members.new_empty(scene.tiles)
     blender.forward(image.dtype)(
-        blender.grid, (ends, members, rows.geometry, features, background, image, alpha, left, lasts, stops),
-        (room, *image.stride(), *blender.sizes, scene.tiles),
+        blender.grid, (ranges, counts.total, members, rows.geometry, features, background, image, alpha, left, lasts, stops),
+        (room, *image.stride(), *blender.sizes),
     )
-    return image, alpha, members, left, lasts, stops
+    return image, alpha, members, ranges, left, lasts, stops
 
 
 def _blend_backward(
-    rows: Rows, ends: Int[Tensor, "T"], members: Int[Tensor, "R"], features: Float[Tensor, "B N C"], background: Float[Tensor, "C"],
+    rows: Rows, members: Int[Tensor, "R"], ranges: Int[Tensor, "T 2"], features: Float[Tensor, "B N C"], background: Float[Tensor, "C"],
     left: Float[Tensor, "I H W"], lasts: Int[Tensor, "I H W"], stops: Int[Tensor, "T"], d_image: Tensor, d_alpha: Tensor | None,
     scene: Scene, blender: Blender,
 ) -> tuple[Float[Tensor, "M 8"], Float[Tensor, "B N C"]]:
@@ -280,12 +278,12 @@ def _blend_backward(
     d_image = d_image if d_image.data_ptr() % 16 == 0 else d_image.clone()
     blender.backward(d_image.dtype, d_alpha is not None, d_image.stride(3) == 1)(
         blender.grid,
-        (ends, stops, members, rows.geometry, features, background, left, lasts, d_image, left if d_alpha is None else aligned(d_alpha),
+        (ranges, stops, members, rows.geometry, features, background, left, lasts, d_image, left if d_alpha is None else aligned(d_alpha),
          d_geometry, d_features),
         (room, *d_image.stride(), *blender.sizes),
     )
     if blender.rows:
-        d_geometry, d_features = scene.sum_pairs(rows, ends, stops, members, d_geometry, d_features)
+        d_geometry, d_features = scene.sum_pairs(rows, ranges, stops, members, d_geometry, d_features)
         d_features = d_features.view(scene.images, -1, channels)
         d_features = d_features.sum(dim=0, keepdim=True) if scene.clouds != scene.images else d_features
     return d_geometry, d_features

@@ -11,12 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.render.gaussian.launch import Launch, aligned
+from lib.render.gaussian.projection import CLIP_BLOCK
 
-PROJECT_BLOCK, PROJECT_WARPS, COLUMNS = 32, 1, 8  # one warp: a loop ends with the last of its Gaussians; tiles of a row taken at once
+PROJECT_BLOCK, PROJECT_WARPS, COLUMNS = 32, 1, 2  # one warp: a loop ends with the last of its Gaussians; blocks of tiles taken at once
 BACKWARD_BLOCK, BACKWARD_WARPS = 128, 4
-SCAN_BLOCK, SCAN_WARPS = 8192, 16
-RUN, SORT_WARPS = 256, 1  # keys sorted in registers
-MERGE_BLOCK, MERGE_WARPS = 256, 4
+SCAN_BLOCK, SCAN_WARPS = 4096, 8
+RUN, SORT_WARPS, SORT_PROGRAMS = 256, 1, 4  # keys sorted in registers; programs of a list
+MERGE_BLOCK, MERGE_WARPS, MERGE_PROGRAMS = 256, 4, 4
+TAKE_BLOCK, TAKE_WARPS = 128, 1
 SUM_BLOCK, SUM_WARPS = 16, 1
 
 
@@ -31,6 +33,23 @@ class Rows:
     geometry: Float[Tensor, "M 8"]
     depths: Float[Tensor, "M"]
     radii: Int[Tensor, "M"]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """int64, as exploded scales can give any number. First of total: pairs of tiles and Gaussians; of cursor: those listed so far.
+
+    lengths: of the lists of blocks of tiles; ends: where they end, one behind the other.
+    """
+
+    total: Int[Tensor, "2"]
+    cursor: Int[Tensor, "2"]
+    lengths: Int[Tensor, "K"]
+    ends: Int[Tensor, "K"]
+
+    def again(self) -> "Counts":
+        """As they were before lists were made."""
+        return Counts(self.total, torch.zeros_like(self.cursor), torch.diff(self.ends, prepend=self.ends.new_zeros(1)), self.ends)
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,16 @@ class Scene:
         return self.images * self.tiles_per_image
 
     @functools.cached_property
+    def blocks_x(self) -> int:
+        """Columns of blocks of tiles: squares of CLIP_BLOCK pixels, in which Gaussians are sorted."""
+        return -(-self.width // CLIP_BLOCK)
+
+    @functools.cached_property
+    def blocks_per_image(self) -> int:
+        """Columns by rows."""
+        return self.blocks_x * -(-self.height // CLIP_BLOCK)
+
+    @functools.cached_property
     def _tiled(self) -> dict[str, int | bool]:
         return {"CLIP": self.clip, "TILE_X": self.tile[0], "TILE_Y": self.tile[1]}
 
@@ -92,31 +121,33 @@ class Scene:
         return Launch(scan, SCAN_WARPS, BLOCK=SCAN_BLOCK)
 
     @functools.cached_property
-    def _list(self) -> tuple[Launch, Launch, Launch]:
-        from lib.render.gaussian.binning_kernels import merge_runs, sort_lists, throw
+    def _list(self) -> tuple[Launch, Launch, Launch, Launch]:
+        from lib.render.gaussian.binning_kernels import merge_runs, sort_lists, take, throw
         from lib.render.gaussian.projection_kernels import EXACTLY
 
         return (
             Launch(throw, PROJECT_WARPS, EXACTLY, BLOCK=PROJECT_BLOCK, COLUMNS=COLUMNS, **self._tiled), Launch(sort_lists, SORT_WARPS, RUN=RUN),
             Launch(merge_runs, MERGE_WARPS, RUN=RUN, STEPS=RUN.bit_length(), BLOCK=MERGE_BLOCK),
+            Launch(take, TAKE_WARPS, TILE_X=self.tile[0], TILE_Y=self.tile[1], BLOCK=TAKE_BLOCK),
         )
 
-    def project(self, inputs: tuple[Tensor, ...], total: Int[Tensor, "1"]) -> tuple[Rows, Int[Tensor, "T"], Int[Tensor, "T"]]:
-        """The rows, how many Gaussians reach each tile, and where the list of each tile ends if they stand one behind the other.
+    def project(self, inputs: tuple[Tensor, ...], copy: Int[Tensor, "1"]) -> tuple[Rows, Counts]:
+        """The rows, and how many of them reach every block of tiles.
 
-        The sum of the lengths is written to `total`, which may be pinned memory of the host. Ends are int64: exploded scales can
-        give any number.
+        The number of pairs of tiles and Gaussians is also written to `copy`, which may be pinned memory of the host.
         """
-        means, rows = inputs[0], self.images * self.count
+        means, rows, blocks = inputs[0], self.images * self.count, self.images * self.blocks_per_image
         geometry, depths, radii = means.new_empty(rows, 8), means.new_empty(rows), means.new_empty(rows, dtype=torch.int32)
-        lengths, ends = means.new_zeros(self.tiles, dtype=torch.int32), means.new_empty(self.tiles, dtype=torch.int64)
+        counts = Counts(*means.new_zeros(blocks + 4, dtype=torch.int64).split((2, 2, blocks)), means.new_empty(blocks, dtype=torch.int64))
         if rows:
-            tensors = (*map(aligned, inputs), geometry, depths, radii, lengths)
+            tensors = (*map(aligned, inputs), geometry, depths, radii, counts.lengths, counts.total)
             self._project(self._grid, tensors, (self.count, self.width, self.height))
-        self._scan((1,), (lengths, ends, total), (self.tiles,))
-        return Rows(geometry, depths, radii), lengths, ends
+        self._scan((1,), (counts.lengths, counts.ends, counts.total, copy), (blocks,))
+        return Rows(geometry, depths, radii), counts
 
-    def project_backward(self, inputs: tuple[Tensor, ...], radii: Int[Tensor, "M"], d_geometry: Float[Tensor, "M 8"], pose: bool) -> list[Tensor | None]:
+    def project_backward(
+        self, inputs: tuple[Tensor, ...], radii: Int[Tensor, "M"], d_geometry: Float[Tensor, "M 8"], pose: bool
+    ) -> list[Tensor | None]:
         """Gradients of means, quats_wxyz, scales, opacities, and of world_to_camera if `pose`; always in the same order of summation.
 
         d_geometry: rows [m0, sx, sy, sxx, sxy, syy, -, -], sums over pixels of dL/dpower times 1, dx, dy, dx², dx dy, dy², where power
@@ -133,23 +164,26 @@ class Scene:
         sums = parts.sum(dim=1)
         return [*gradients, torch.cat([sums[:, :9].reshape(self.images, 3, 3), sums[:, 9:, None]], dim=2)]
 
-    def members(self, rows: Rows, lengths: Int[Tensor, "T"], ends: Int[Tensor, "T"], room: int) -> Int[Tensor, "R"]:
-        """Gaussians of every tile, one list behind the other, each by depth, then index. What does not fit into the room is left out.
+    def members(self, rows: Rows, counts: Counts, room: int) -> tuple[Int[Tensor, "R"], Int[Tensor, "T 2"]]:
+        """Gaussians of the tiles by depth, then index, and where the list of each tile begins and how long it is, in any order.
 
-        `lengths` is used up: it counts down to zero.
+        What does not fit into the room is left out. `counts` are used up: the lengths count down to zero.
         """
-        members = lengths.new_empty(room)
-        if room:
-            keys = ends.new_empty(room)
-            throw, sort_lists, merge_runs = self._list
-            tensors = (rows.geometry, rows.radii, rows.depths, lengths, ends, keys)
-            throw(self._grid, tensors, (self.count, room, self.width, self.height))
-            sort_lists((self.tiles,), (ends, keys, members), (room,))
-            merge_runs((self.tiles,), (ends, keys, members), (room,))
-        return members
+        members, words = counts.ends.new_empty(room, dtype=torch.int32), counts.ends.new_empty(room, dtype=torch.int32)
+        if not room:
+            return members, members.new_zeros(self.tiles, 2)
+        keys, ranges = counts.ends.new_empty(room), members.new_empty(self.tiles, 2)
+        throw, sort_lists, merge_runs, take = self._list
+        blocks = self.images * self.blocks_per_image
+        throw(self._grid, (rows.geometry, rows.radii, rows.depths, counts.lengths, counts.ends, keys), (self.count, room, self.width, self.height))
+        sort_lists((blocks, SORT_PROGRAMS), (counts.ends, keys, words), (room,))
+        merge_runs((blocks, MERGE_PROGRAMS), (counts.ends, keys, words), (room,))
+        sizes = (room, self.tiles_x, self.tiles_per_image, self.blocks_x, self.blocks_per_image)
+        take((self.tiles,), (counts.ends, words, members, ranges, counts.cursor), sizes)
+        return members, ranges
 
     def sum_pairs(
-        self, rows: Rows, ends: Int[Tensor, "T"], stops: Int[Tensor, "T"], members: Int[Tensor, "R"],
+        self, rows: Rows, ranges: Int[Tensor, "T 2"], stops: Int[Tensor, "T"], members: Int[Tensor, "R"],
         pair_geometry: Float[Tensor, "L 8"], pair_features: Float[Tensor, "R C"],
     ) -> tuple[Float[Tensor, "M 8"], Float[Tensor, "M C"]]:
         """Per Gaussian, the sums of the rows of its pairs, always in the same order. `stops`: how many of each list have rows."""
@@ -162,7 +196,7 @@ class Scene:
         if self.count:
             Launch(sum_rows, SUM_WARPS, EXACTLY, BLOCK=SUM_BLOCK, CHANNELS=block, PARTS=len(pair_geometry) // max(room, 1), **self._tiled)(
                 (-(-self.count // SUM_BLOCK), self.images, max(-(-channels // block), 1)),
-                (rows.geometry, rows.radii, rows.depths, ends, stops, members, pair_geometry, pair_features, d_geometry, d_features),
+                (rows.geometry, rows.radii, rows.depths, ranges, stops, members, pair_geometry, pair_features, d_geometry, d_features),
                 (self.count, room, self.width, self.height, channels),
             )
         return d_geometry, d_features

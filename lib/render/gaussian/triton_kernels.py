@@ -23,14 +23,6 @@ PRECISION = tl.constexpr("ieee")  # float32 products, whatever precision is aske
 
 @triton.jit
 @no_type_check
-def tile_range(ends, tile, room):
-    """Where a tile's list begins, and how long it is."""
-    start = tl.minimum(tl.load(ends + tile - 1, mask=tile > 0, other=0), room).to(tl.int32)
-    return start, tl.minimum(tl.load(ends + tile), room).to(tl.int32) - start
-
-
-@triton.jit
-@no_type_check
 def tile_pixels(tile, tiles_x, tiles_per_image, width, height, TILE_X: tl.constexpr, TILE_Y: tl.constexpr):
     """Image, column and row of the pixels of a tile, and which of them exist."""
     image = (tile // tiles_per_image).to(tl.int64)  # so that no place in an image of the batch overflows
@@ -67,8 +59,8 @@ def cut(raw):
 @triton.jit(do_not_specialize=["room"])
 @no_type_check
 def blend_forward(
-    ends, members, geometry, features, background, image, alpha_image, left, lasts, stops, room,
-    stride_b, stride_c, stride_y, stride_x, tiles_x, tiles_per_image, width, height, channels, feature_rows, tiles,
+    ranges, total, members, geometry, features, background, image, alpha_image, left, lasts, stops, room,
+    stride_b, stride_c, stride_y, stride_x, tiles_x, tiles_per_image, width, height, channels, feature_rows,
     TILE_X: tl.constexpr, TILE_Y: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr, HIGHEST: tl.constexpr,
     SAVE: tl.constexpr, SHARED: tl.constexpr, FULL: tl.constexpr, LONG: tl.constexpr,
 ):
@@ -77,7 +69,7 @@ def blend_forward(
     block = tl.program_id(1)
     picture, column, row, inside = tile_pixels(tile, tiles_x, tiles_per_image, width, height, TILE_X, TILE_Y)
     channel = block * BLOCK + tl.arange(0, BLOCK)
-    start, count = tile_range(ends, tile, room)
+    start, count = tl.load(ranges + 2 * tile), tl.load(ranges + 2 * tile + 1)
     transmittance = tl.where(inside, 1.0, 0.0)  # 0: the pixel has stopped
     end = tl.full([TILE_X * TILE_Y], 1.0, tl.float32)
     last = tl.zeros([TILE_X * TILE_Y], tl.int32)  # Gaussians that were blended or passed over
@@ -105,7 +97,7 @@ def blend_forward(
         seen += CHUNK
 
     blended += tl.load(background + channel, mask=channel < channels, other=0.0)[:, None] * end[None, :]
-    blended += tl.where(tl.load(ends + tiles - 1) > room, float("nan"), 0.0)
+    blended += tl.where(tl.load(total) > room, float("nan"), 0.0)
     target = image + picture * stride_b + (row * stride_y + column * stride_x)[None, :] + (channel * stride_c)[:, None]
     tl.store(target, blended.to(image.dtype.element_ty), mask=(channel < channels)[:, None] & inside[None, :])
     if block == 0:
@@ -120,7 +112,7 @@ def blend_forward(
 @triton.jit(do_not_specialize=["room"])
 @no_type_check
 def blend_backward(
-    ends, stops, members, geometry, features, background, left, lasts, d_image, d_alpha_image, d_geometry, d_features, room,
+    ranges, stops, members, geometry, features, background, left, lasts, d_image, d_alpha_image, d_geometry, d_features, room,
     stride_b, stride_c, stride_y, stride_x, tiles_x, tiles_per_image, width, height, channels, feature_rows,
     TILE_X: tl.constexpr, TILE_Y: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr, HIGHEST: tl.constexpr,
     ALPHA: tl.constexpr, ROWS: tl.constexpr, PLANAR: tl.constexpr, SHARED: tl.constexpr, FULL: tl.constexpr, LONG: tl.constexpr,
@@ -133,7 +125,7 @@ def blend_backward(
     block = tl.program_id(1)
     picture, column, row, inside = tile_pixels(tile, tiles_x, tiles_per_image, width, height, TILE_X, TILE_Y)
     channel = block * BLOCK + tl.arange(0, BLOCK)
-    start, _ = tile_range(ends, tile, room)
+    start = tl.load(ranges + 2 * tile)
     count = tl.load(stops + tile)
 
     place = picture * height * width + row * width + column
