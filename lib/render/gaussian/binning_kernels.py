@@ -11,41 +11,43 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from lib.render.gaussian.projection_kernels import BLOCK_SIDE, block_columns, load_row, row_span, tile_rows, tiles_of_blocks
+from lib.render.gaussian.projection_kernels import BLOCK_SIDE, LENGTHS, block_columns, load_row, row_span, tile_rows, tiles_of_blocks
 
 LAST = tl.constexpr((1 << 63) - 1)  # a key behind all others
 
 
 @triton.jit
 @no_type_check
-def list_range(ends, block, room):
-    """Where the list of a block begins, and how long it is."""
+def list_range(counts, block, blocks, room):
+    """Where the list of a block begins, and how long it is. Ends stand behind the lengths, which are counted down to zero by now."""
+    ends = counts + LENGTHS + blocks
     start = tl.minimum(tl.load(ends + block - 1, mask=block > 0, other=0), room).to(tl.int32)
     return start, tl.minimum(tl.load(ends + block), room).to(tl.int32) - start
 
 
 @triton.jit(do_not_specialize=["blocks"])
 @no_type_check
-def scan(lengths, ends, total, copy, blocks, BLOCK: tl.constexpr):
+def scan(counts, copy, blocks, BLOCK: tl.constexpr):
     """Sums of the lengths up to every block of tiles, by one program: there are few. Copies the number of pairs."""
-    before = tl.load(lengths) * 0
+    before = tl.load(counts) * 0
+    lengths = counts + LENGTHS
     first = 0
     while first < blocks:
         place = first + tl.arange(0, BLOCK)
         length = tl.load(lengths + place, mask=place < blocks, other=0)
-        tl.store(ends + place, before + tl.cumsum(length, 0), mask=place < blocks)
+        tl.store(lengths + blocks + place, before + tl.cumsum(length, 0), mask=place < blocks)
         before += tl.sum(length, 0)
         first += BLOCK
-    tl.store(copy, tl.load(total), cache_modifier=".wt")  # through to the memory of the host, if it is there
+    tl.store(copy, tl.load(counts), cache_modifier=".wt")  # through to the memory of the host, if it is there
 
 
 @triton.jit(do_not_specialize=["count", "room", "width", "height"])
 @no_type_check
 def throw(
-    geometry, radii, depths, left, ends, keys, count, room, width, height,
+    geometry, radii, depths, counts, keys, count, room, width, height,
     CLIP: tl.constexpr, TILE_X: tl.constexpr, TILE_Y: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):
-    """Writes the keys of BLOCK Gaussians of one image into the lists of blocks; `left` counts down how many each still expects."""
+    """Writes the keys of BLOCK Gaussians of one image into the lists of blocks, whose lengths count down what they still expect."""
     image = tl.program_id(1)
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     exists = lane < count
@@ -56,6 +58,8 @@ def throw(
     depth = tl.load(depths + gaussian, mask=exists, other=0.0).to(tl.int32, bitcast=True).to(tl.int64)
     key = (depth << 32) | (gaussian.to(tl.int64) << 8)
     blocks_x, blocks_y = (width + BLOCK_SIDE - 1) // BLOCK_SIDE, (height + BLOCK_SIDE - 1) // BLOCK_SIDE
+    lengths = counts + LENGTHS
+    ends = lengths + tl.num_programs(1) * blocks_x * blocks_y
     first_row, rows = tile_rows(y, hy, radius, height, CLIP, BLOCK_SIDE)
     first_column, columns = block_columns(x, hx, width)
     most_rows = tl.max(rows, 0)
@@ -70,7 +74,7 @@ def throw(
                 x, y, qa, qb, qc, lo, hx, hy, radius, first_row + step, first_column[:, None] + which, width, height, CLIP, TILE_X, TILE_Y)
             here = (step < rows)[:, None] & (which < columns[:, None]) & (bits != 0)
             place = tl.load(ends + block[:, None] + which, mask=here, other=0)
-            place -= tl.atomic_add(left + block[:, None] + which, which.to(tl.int64) * 0 - 1, mask=here, sem="relaxed")
+            place -= tl.atomic_add(lengths + block[:, None] + which, which.to(tl.int64) * 0 - 1, mask=here, sem="relaxed")
             tl.store(keys + place, key[:, None] | bits.to(tl.int64), mask=here & (place >= 0) & (place < room))
             column += COLUMNS
         step += 1
@@ -87,9 +91,9 @@ def sort_into(keys, words, start, length, SIZE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["room"])
 @no_type_check
-def sort_lists(ends, keys, words, room, RUN: tl.constexpr):
+def sort_lists(counts, keys, words, room, RUN: tl.constexpr):
     """Sorts the list of one block; of one longer than RUN every run of RUN keys, in place, by all the programs of the block."""
-    start, length = list_range(ends, tl.program_id(0), room)
+    start, length = list_range(counts, tl.program_id(0), tl.num_programs(0), room)
     first = tl.program_id(1) * RUN
     if first < length:
         if length <= RUN:
@@ -109,12 +113,12 @@ def sort_lists(ends, keys, words, room, RUN: tl.constexpr):
 
 @triton.jit(do_not_specialize=["room"])
 @no_type_check
-def merge_runs(ends, keys, words, room, RUN: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr):
+def merge_runs(counts, keys, words, room, RUN: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr):
     """Puts the sorted runs of a list longer than RUN together: the place of a key is how many of all runs are less.
 
     STEPS halvings must be enough for RUN. Keys are all different.
     """
-    start, length = list_range(ends, tl.program_id(0), room)
+    start, length = list_range(counts, tl.program_id(0), tl.num_programs(0), room)
     first = tl.program_id(1) * BLOCK
     if length > RUN:
         while first < length:
@@ -142,16 +146,16 @@ def merge_runs(ends, keys, words, room, RUN: tl.constexpr, STEPS: tl.constexpr, 
 @triton.jit(do_not_specialize=["room"])
 @no_type_check
 def take(
-    ends, words, members, ranges, cursor, room, tiles_x, tiles_per_image, blocks_x, blocks_per_image,
+    counts, words, members, ranges, room, tiles_x, tiles_per_image, blocks_x, blocks_per_image, blocks,
     TILE_X: tl.constexpr, TILE_Y: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """The list of one tile: those of its block's that have its bit, where `cursor` says that there is room; from where to where."""
+    """The list of one tile: those of its block's that have its bit, in any order of tiles; from where, and how many."""
     tile = tl.program_id(0)
     image = tile // tiles_per_image
     column, row = tile % tiles_per_image % tiles_x, tile % tiles_per_image // tiles_x
     block = image * blocks_per_image + row // (BLOCK_SIDE // TILE_Y) * blocks_x + column // (BLOCK_SIDE // TILE_X)
     bit = row % (BLOCK_SIDE // TILE_Y) * (BLOCK_SIDE // TILE_X) + column % (BLOCK_SIDE // TILE_X)
-    start, length = list_range(ends, block, room)
+    start, length = list_range(counts, block, blocks, room)
     place = tl.arange(0, BLOCK)
     count = 0
     first = 0
@@ -159,7 +163,7 @@ def take(
         word = tl.load(words + start + first + place, mask=first + place < length, other=0)
         count += tl.sum((word >> bit) & 1, 0)
         first += BLOCK
-    begin = tl.minimum(tl.atomic_add(cursor, count.to(tl.int64), sem="relaxed"), room).to(tl.int32)
+    begin = tl.minimum(tl.atomic_add(counts + 1, count.to(tl.int64), sem="relaxed"), room).to(tl.int32)
     count = tl.minimum(count, room - begin)
     tl.store(ranges + 2 * tile, begin)
     tl.store(ranges + 2 * tile + 1, count)

@@ -31,6 +31,7 @@ NOTHING = tl.constexpr(-1e4)  # a log opacity that gives alpha 0
 RADIUS_MAX = tl.constexpr(float(1 << 24))  # pixels; still exact in float32
 FLAT = tl.constexpr(1e-30)  # a smaller conic is that of a Gaussian beyond all measure
 FIRST_BIT = tl.constexpr(1)
+LENGTHS = tl.constexpr(2)  # where lengths begin in counts: behind the number of pairs, and how many of them are listed
 INFINITY = tl.constexpr(float("inf"))
 
 # A constexpr stands to the right of a tensor: to its left the interpreter would make a constexpr of the result.
@@ -251,7 +252,7 @@ def load_row(geometry, gaussian, mask):
 @triton.jit(do_not_specialize=["count", "width", "height"])
 @no_type_check
 def project_forward(
-    means, quats, scales, opacities, world_to_camera, intrinsics, geometry, depths, radii, lengths, total, count, width, height,
+    means, quats, scales, opacities, world_to_camera, intrinsics, geometry, depths, radii, counts, count, width, height,
     SHARED: tl.constexpr, CLIP: tl.constexpr, TILE_X: tl.constexpr, TILE_Y: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):
     """Rows, camera depths and radii (0 where culled) of BLOCK Gaussians in one image; counts them in blocks of tiles, and their tiles."""
@@ -301,7 +302,7 @@ def project_forward(
     most_columns = tl.max(tl.where(rows > 0, columns, 0), 0)
     step = 0
     while step < most_rows:
-        place = lengths + image * blocks_x * blocks_y + (first_row + step) * blocks_x + first_column
+        place = counts + LENGTHS + image * blocks_x * blocks_y + (first_row + step) * blocks_x + first_column
         column = 0
         while column < most_columns:
             which = column + tl.arange(0, COLUMNS)[None, :]
@@ -312,7 +313,7 @@ def project_forward(
             tl.atomic_add(place[:, None] + which, which.to(tl.int64) * 0 + 1, mask=bits != 0, sem="relaxed")
             column += COLUMNS
         step += 1
-    tl.atomic_add(total, tl.sum(tiles.to(tl.int64), 0), sem="relaxed")
+    tl.atomic_add(counts, tl.sum(tiles.to(tl.int64), 0), sem="relaxed")
     drawn = tiles > 0
     row = geometry + target * 8
     tl.store(row, tl.where(drawn, x, 0.0), mask=exists)

@@ -24,7 +24,7 @@ from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
 from lib.render.gaussian.contract import DEFAULT, FeatureImage, RasterOptions
 from lib.render.gaussian.launch import HostWord, Launch, aligned, on_device
-from lib.render.gaussian.tiles import Counts, Rows, Scene, scene_of
+from lib.render.gaussian.tiles import Rows, Scene, scene_of
 
 BLOCK_MAX = 64  # channels of one program; more take several, which blend the same alphas
 SPARE = 1.02  # of the number of pairs: room for the next call
@@ -241,12 +241,12 @@ def _in_enough_room(
     if total > room or 2 * total < room:
         _rooms[key] = int(SPARE * total)
     if total > room or not room:
-        drawn = _blend(rows, counts.again() if room else counts, features, background, scene, blender, dtype, int(SPARE * total))
+        drawn = _blend(rows, scene.recount(counts) if room else counts, features, background, scene, blender, dtype, int(SPARE * total))
     return rows, drawn
 
 
 def _blend(
-    rows: Rows, counts: Counts, features: Float[Tensor, "B N C"], background: Float[Tensor, "C"], scene: Scene, blender: Blender,
+    rows: Rows, counts: Int[Tensor, "K"], features: Float[Tensor, "B N C"], background: Float[Tensor, "C"], scene: Scene, blender: Blender,
     dtype: torch.dtype | None, room: int,
 ) -> tuple[Tensor, ...]:
     """Image, alpha, and what the backward pass needs."""
@@ -257,7 +257,7 @@ def _blend(
     if blender.save:
         left, lasts, stops = torch.empty_like(alpha[:, 0]), members.new_empty(alpha[:, 0].shape), members.new_empty(scene.tiles)
     blender.forward(image.dtype)(
-        blender.grid, (ranges, counts.total, members, rows.geometry, features, background, image, alpha, left, lasts, stops),
+        blender.grid, (ranges, counts, members, rows.geometry, features, background, image, alpha, left, lasts, stops),
         (room, *image.stride(), *blender.sizes),
     )
     return image, alpha, members, ranges, left, lasts, stops

@@ -13,12 +13,12 @@ from torch import Tensor
 from lib.render.gaussian.launch import Launch, aligned
 from lib.render.gaussian.projection import CLIP_BLOCK
 
-PROJECT_BLOCK, PROJECT_WARPS, COLUMNS = 32, 1, 2  # one warp: a loop ends with the last of its Gaussians; blocks of tiles taken at once
+PROJECT_BLOCK, PROJECT_WARPS, COLUMNS = 32, 1, 4  # one warp: a loop ends with the last of its Gaussians; blocks of tiles taken at once
 BACKWARD_BLOCK, BACKWARD_WARPS = 128, 4
 SCAN_BLOCK, SCAN_WARPS = 4096, 8
 RUN, SORT_WARPS, SORT_PROGRAMS = 256, 1, 4  # keys sorted in registers; programs of a list
 MERGE_BLOCK, MERGE_WARPS, MERGE_PROGRAMS = 256, 4, 4
-TAKE_BLOCK, TAKE_WARPS = 128, 1
+TAKE_BLOCK, TAKE_WARPS = 256, 1
 SUM_BLOCK, SUM_WARPS = 16, 1
 
 
@@ -33,23 +33,6 @@ class Rows:
     geometry: Float[Tensor, "M 8"]
     depths: Float[Tensor, "M"]
     radii: Int[Tensor, "M"]
-
-
-@dataclass(frozen=True)
-class Counts:
-    """int64, as exploded scales can give any number. First of total: pairs of tiles and Gaussians; of cursor: those listed so far.
-
-    lengths: of the lists of blocks of tiles; ends: where they end, one behind the other.
-    """
-
-    total: Int[Tensor, "2"]
-    cursor: Int[Tensor, "2"]
-    lengths: Int[Tensor, "K"]
-    ends: Int[Tensor, "K"]
-
-    def again(self) -> "Counts":
-        """As they were before lists were made."""
-        return Counts(self.total, torch.zeros_like(self.cursor), torch.diff(self.ends, prepend=self.ends.new_zeros(1)), self.ends)
 
 
 @dataclass(frozen=True)
@@ -93,6 +76,11 @@ class Scene:
         return self.blocks_x * -(-self.height // CLIP_BLOCK)
 
     @functools.cached_property
+    def blocks(self) -> int:
+        """Of all images."""
+        return self.images * self.blocks_per_image
+
+    @functools.cached_property
     def _tiled(self) -> dict[str, int | bool]:
         return {"CLIP": self.clip, "TILE_X": self.tile[0], "TILE_Y": self.tile[1]}
 
@@ -131,18 +119,19 @@ class Scene:
             Launch(take, TAKE_WARPS, TILE_X=self.tile[0], TILE_Y=self.tile[1], BLOCK=TAKE_BLOCK),
         )
 
-    def project(self, inputs: tuple[Tensor, ...], copy: Int[Tensor, "1"]) -> tuple[Rows, Counts]:
-        """The rows, and how many of them reach every block of tiles.
+    def project(self, inputs: tuple[Tensor, ...], copy: Int[Tensor, "1"]) -> tuple[Rows, Int[Tensor, "K"]]:
+        """The rows, and counts, int64, as exploded scales can give any number: the number of pairs of tiles and Gaussians; how many of
+        them are listed; the lengths of the lists of blocks of tiles; where these end, one behind the other.
 
-        The number of pairs of tiles and Gaussians is also written to `copy`, which may be pinned memory of the host.
+        The number of pairs is also written to `copy`, which may be pinned memory of the host.
         """
-        means, rows, blocks = inputs[0], self.images * self.count, self.images * self.blocks_per_image
+        means, rows = inputs[0], self.images * self.count
         geometry, depths, radii = means.new_empty(rows, 8), means.new_empty(rows), means.new_empty(rows, dtype=torch.int32)
-        counts = Counts(*means.new_zeros(blocks + 4, dtype=torch.int64).split((2, 2, blocks)), means.new_empty(blocks, dtype=torch.int64))
+        counts = means.new_zeros(2 + 2 * self.blocks, dtype=torch.int64)
         if rows:
-            tensors = (*map(aligned, inputs), geometry, depths, radii, counts.lengths, counts.total)
+            tensors = (*map(aligned, inputs), geometry, depths, radii, counts)
             self._project(self._grid, tensors, (self.count, self.width, self.height))
-        self._scan((1,), (counts.lengths, counts.ends, counts.total, copy), (blocks,))
+        self._scan((1,), (counts, copy), (self.blocks,))
         return Rows(geometry, depths, radii), counts
 
     def project_backward(
@@ -164,22 +153,26 @@ class Scene:
         sums = parts.sum(dim=1)
         return [*gradients, torch.cat([sums[:, :9].reshape(self.images, 3, 3), sums[:, 9:, None]], dim=2)]
 
-    def members(self, rows: Rows, counts: Counts, room: int) -> tuple[Int[Tensor, "R"], Int[Tensor, "T 2"]]:
+    def recount(self, counts: Int[Tensor, "K"]) -> Int[Tensor, "K"]:
+        """Counts as they were before lists were made."""
+        ends = counts[2 + self.blocks:]
+        return torch.cat([counts[:1], counts.new_zeros(1), torch.diff(ends, prepend=ends.new_zeros(1)), ends])
+
+    def members(self, rows: Rows, counts: Int[Tensor, "K"], room: int) -> tuple[Int[Tensor, "R"], Int[Tensor, "T 2"]]:
         """Gaussians of the tiles by depth, then index, and where the list of each tile begins and how long it is, in any order.
 
         What does not fit into the room is left out. `counts` are used up: the lengths count down to zero.
         """
-        members, words = counts.ends.new_empty(room, dtype=torch.int32), counts.ends.new_empty(room, dtype=torch.int32)
+        members, words = counts.new_empty(room, dtype=torch.int32), counts.new_empty(room, dtype=torch.int32)
         if not room:
             return members, members.new_zeros(self.tiles, 2)
-        keys, ranges = counts.ends.new_empty(room), members.new_empty(self.tiles, 2)
+        keys, ranges = counts.new_empty(room), members.new_empty(self.tiles, 2)
         throw, sort_lists, merge_runs, take = self._list
-        blocks = self.images * self.blocks_per_image
-        throw(self._grid, (rows.geometry, rows.radii, rows.depths, counts.lengths, counts.ends, keys), (self.count, room, self.width, self.height))
-        sort_lists((blocks, SORT_PROGRAMS), (counts.ends, keys, words), (room,))
-        merge_runs((blocks, MERGE_PROGRAMS), (counts.ends, keys, words), (room,))
-        sizes = (room, self.tiles_x, self.tiles_per_image, self.blocks_x, self.blocks_per_image)
-        take((self.tiles,), (counts.ends, words, members, ranges, counts.cursor), sizes)
+        throw(self._grid, (rows.geometry, rows.radii, rows.depths, counts, keys), (self.count, room, self.width, self.height))
+        sort_lists((self.blocks, SORT_PROGRAMS), (counts, keys, words), (room,))
+        merge_runs((self.blocks, MERGE_PROGRAMS), (counts, keys, words), (room,))
+        sizes = (room, self.tiles_x, self.tiles_per_image, self.blocks_x, self.blocks_per_image, self.blocks)
+        take((self.tiles,), (counts, words, members, ranges), sizes)
         return members, ranges
 
     def sum_pairs(
