@@ -55,9 +55,9 @@ CANDIDATES = [
     Candidate("gsplat", "gsplat", gsplat.obstacle, "peer", tangent=True, conventions=(
         "alpha at most 0.999 up to 1.5.3 (here 0.99); its own clamp of the Jacobian; a pixel stops at a transmittance of 1e-4, not only below; "
         "normalises quaternions, so that only gradients along the unit sphere are compared")),
-    Candidate("inria", "inria", inria.obstacle, "peer", clip=True, camera_gradients=False, conventions=(
+    Candidate("inria", "inria", inria.obstacle, "peer", clip=True, tangent=True, camera_gradients=False, conventions=(
         "clips at three standard deviations (as the reference that it is compared with); gradients pass the clamp of alpha; gives none to the "
-        "camera and the background")),
+        "camera and the background; gradients of quaternions as for gsplat")),
     Candidate("reference", "reference", lambda cloud: None, "high", RasterOptions()),
 ]
 
