@@ -349,9 +349,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     result = run(options, write)
     write(result)
-    print(table(result, result["ours"]), file=sys.stderr, flush=True)
     if options.output is None:
-        print(json.dumps(result))
+        print(json.dumps(result), flush=True)
+    print(table(result, result["ours"]), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
