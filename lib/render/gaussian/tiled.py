@@ -28,6 +28,7 @@ from lib.render.gaussian.tiles import Picture, Rows, project_cloud, project_clou
 BLOCK_MAX = 64  # channels of one program; more take several, which blend the same alphas
 GROWTH = 1.25  # of the number of pairs to the room for the next call
 _rooms: dict[tuple, int] = {}  # what calls of the same sizes needed; says nothing about results
+Drawn = tuple[Tensor, Tensor, tuple[Tensor, ...]]  # image, alpha, and what the backward pass needs
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Draw(torch.autograd.Function):
         rows, lengths = project_cloud(cloud, camera, picture)
         ends = lengths.cumsum(dim=0)  # int64: exploded scales can give any number
 
-        def draw(room: int, lengths: Int[Tensor, "T"]) -> tuple[Tensor, ...]:
+        def draw(room: int, lengths: Int[Tensor, "T"]) -> Drawn:
             members = tile_members(rows, lengths, ends, picture, room)
             return _blend(rows, ends, members, features, background, picture, blending, options, save)
 
@@ -176,8 +177,8 @@ class Draw(torch.autograd.Function):
 
 
 def _in_enough_room(
-    draw: Callable[[int, Tensor], tuple[Tensor, ...]], rows: Rows, lengths: Int[Tensor, "T"], ends: Int[Tensor, "T"], picture: Picture
-) -> tuple[Tensor, ...]:
+    draw: Callable[[int, Tensor], Drawn], rows: Rows, lengths: Int[Tensor, "T"], ends: Int[Tensor, "T"], picture: Picture
+) -> Drawn:
     """Draws into as much room as the last call of these sizes needed, and again if that was too little."""
     if not ends.is_cuda:
         return draw(int(ends[-1]), lengths)
@@ -223,7 +224,7 @@ def _arguments(features: Tensor, picture: Picture, blending: Blending, options: 
 def _blend(
     rows: Rows, ends: Int[Tensor, "T"], members: Int[Tensor, "R"], features: Float[Tensor, "B N C"], background: Float[Tensor, "C"], picture: Picture,
     blending: Blending, options: RasterOptions, save: bool,
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+) -> Drawn:
     """Image, alpha, and what the backward pass needs."""
     grid, sizes, constants = _arguments(features, picture, blending, options)
     room, pixels = len(members), blending.tile[0] * blending.tile[1]
