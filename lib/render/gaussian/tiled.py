@@ -22,11 +22,10 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
-from lib.render.gaussian.contract import DEFAULT, FeatureImage, RasterOptions
+from lib.render.gaussian.contract import DEFAULT, PAIRS_MAX, FeatureImage, RasterOptions, room_for
 from lib.render.gaussian.tiles import Picture, Rows, project_cloud, project_cloud_backward, sum_pairs, tile_members
 
 BLOCK_MAX = 64  # channels of one program; more take several, which blend the same alphas
-GROWTH = 1.25  # of the number of pairs to the room for the next call
 _rooms: dict[tuple, int] = {}  # what calls of the same sizes needed; says nothing about results
 Drawn = tuple[Tensor, Tensor, tuple[Tensor, ...]]  # image, alpha, and what the backward pass needs
 
@@ -109,6 +108,8 @@ def _rasterize(
     if channels * camera.width * camera.height >= 2**31 or images * cloud.means.shape[1] >= 2**28:
         raise InputError(f"rasterizer backend '{name}' cannot draw {images} x {cloud.means.shape[1]} Gaussians with {channels} channels at "
                          f"{camera.width} x {camera.height} pixels at once: draw fewer images, channels or pixels per call")
+    if options.capacity is not None and options.capacity.pairs > PAIRS_MAX:
+        raise InputError(f"rasterizer backend '{name}' cannot have room for {options.capacity.pairs} pairs, only for {PAIRS_MAX}")
     picture = Picture(images, camera.width, camera.height, options.clip, blending.tile)
     leaves = (cloud.means, cloud.quats_wxyz, cloud.scales, cloud.opacities, cloud.features, camera.world_to_camera, background)
     save = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
@@ -196,10 +197,9 @@ def _in_enough_room(
         result = draw(room, lengths)
         counted.synchronize()
         total = int(host)
-    if GROWTH * total >= 2**31:
-        raise InputError(f"{total} pairs of Gaussians and tiles: draw fewer images at once, or look for scales that are far too large")
+    enough = room_for(total)
     if room is None or total > room or total < room // 2:
-        _rooms[key] = int(GROWTH * total)
+        _rooms[key] = enough
     if result is None or total > room:
         result = draw(_rooms[key], lengths if result is None else torch.diff(ends, prepend=ends.new_zeros(1)).int())
     return result
