@@ -63,9 +63,10 @@ def blending_variants(name: str, blending: Blending, every: bool) -> Iterator[Va
     kernels = blending.load()
     for block in (16, 32, 64):
         shapes = {"TILE_X": blending.tile[0], "TILE_Y": blending.tile[1], "CHUNK": blending.chunk, "BLOCK": block}
-        # Usual: one cloud per camera, no channels to mask, no places beyond 2^31. Then each flag by itself, and all together.
-        rest = [(False, True, False), (True, False, True)] if block == 32 or every else [(False, True, False)]
-        rest += [(True, True, False), (False, False, False), (False, True, True)] if every else []
+        # (SHARED, FULL, LONG): 3, 32 and 64 channels of one cloud per camera, then what is rarer.
+        rest = [(False, block > 16, False)]
+        rest += [(True, False, True)] if block == 32 or every else [(True, False, False)] if block == 64 else []
+        rest += [(True, True, False), (False, block == 16, False), (False, True, True)] if every else []
         for highest, (shared, full, long) in itertools.product(BOTH if name == "gluon" else (False,), rest):  # the other takes no notice
             common = {**shapes, "HIGHEST": highest, "SHARED": shared, "FULL": full, "LONG": long}
             for save in BOTH if every or block == 32 else (True,):
