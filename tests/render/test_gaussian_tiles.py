@@ -1,5 +1,6 @@
-"""The kernels that project and list Gaussians against `project` in float64 and brute force, under the interpreter, and compiled for sm_90."""
+"""The kernels that project, list and sum Gaussians against `project` in float64, brute force and torch.sort, under the interpreter."""
 
+import contextlib
 import dataclasses
 import math
 
@@ -11,15 +12,16 @@ from lib.geometry.camera import Camera
 from lib.render.gaussian import tiles
 from lib.render.gaussian.contract import one_per_camera
 from lib.render.gaussian.projection import ALPHA_MIN, NEAR, project
-from lib.render.gaussian.tiles import project_cloud, project_cloud_backward, recount, tile_lists
-from tests.render.test_gaussian_reference import FIELDS, leaves, make_camera, on_axis, scattered, stacked
+from lib.render.gaussian.tiles import Picture, Rows, project_cloud, project_cloud_backward, sum_pairs, tile_members
+from tests.render.test_gaussian_reference import FIELDS, leaves, make_camera, on_axis, scattered, stacked, tied
 from tests.render.test_gaussian_triton import double, single
-from tests.render.triton_process import compiles, installed, interpreted, run_compiler, run_interpreted, starts_interpreter
+from tests.render.triton_process import installed, interpreted, run_interpreted, starts_interpreter
 
 LOG2_E = math.log2(math.e)
 ROOM = 0.03  # of the squared Mahalanobis distance: more than the slack of the kernels
 SHAPES = [(8, 4), (8, 8), (16, 16)]
 NAMES = ("means", "quats_wxyz", "scales", "opacities")
+GUARD, GUARDED = 0x5A5A5A, 64  # a value that nobody writes, and how many of them
 
 
 def needles(count=12, length=3.0, seed=3):
@@ -116,34 +118,82 @@ def ellipses_in_tiles(rows, width, height, tile):
     return least <= 2.0 / LOG2_E * (lo - math.log2(ALPHA_MIN)) + ROOM
 
 
-def table(lists, per_image):
-    """(M, tiles of one image): which pairs are listed. Also checks everything that lists promise."""
-    tiles_per_image = lists.tiles_x * lists.tiles_y
-    listed = torch.zeros(lists.images * per_image, tiles_per_image, dtype=torch.bool)
-    rank = torch.empty(len(lists.order), dtype=torch.long)
-    rank[lists.order] = torch.arange(len(rank))
-    assert lists.ranges.shape == (lists.images * tiles_per_image, 2)
-    covered = 0
-    for tile, (start, end) in enumerate(lists.ranges.tolist()):
-        assert (start, end) == (0, 0) or (start == covered and end > start)
-        covered = max(covered, end)
-        members = lists.members[start:end].long()
-        assert (members // per_image == tile // tiles_per_image).all()
-        assert (rank[members].diff() > 0).all()  # by depth, then index, and nobody twice
-        assert torch.equal(lists.order[torch.searchsorted(lists.ends, lists.slots[start:end], right=True)], members)
-        listed[members, tile % tiles_per_image] = True
-    assert covered == min(int(lists.ends[-1]), len(lists.members)) == int(listed.sum())
-    assert torch.equal(lists.slots.sort().values, torch.arange(len(lists.slots)))
+def picture_of(camera, tile, clip=False):
+    return Picture(len(camera.intrinsics), camera.width, camera.height, clip, tile)
+
+
+def columns_and_rows(picture):
+    """Of the tiles of one image."""
+    return torch.arange(picture.tiles_x).repeat(picture.tiles_y), torch.arange(picture.tiles_y).repeat_interleave(picture.tiles_x)
+
+
+@contextlib.contextmanager
+def guarded(monkeypatch):
+    """Puts values before and behind everything that is allocated for kernels, and looks at them afterwards."""
+    buffers, empty, zeros = [], torch.Tensor.new_empty, torch.Tensor.new_zeros
+
+    def allocate(like, *shape, **options):
+        if "device" in options:  # by the interpreter
+            return empty(like, *shape, **options)
+        shape = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        buffer = empty(like, 2 * GUARDED + math.prod(shape), **options).fill_(GUARD)
+        buffers.append(buffer)
+        return buffer[GUARDED:len(buffer) - GUARDED].view(shape)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "new_empty", allocate)
+        patched.setattr(torch.Tensor, "new_zeros", lambda like, *shape, **options: (
+            zeros(like, *shape, **options) if "device" in options else allocate(like, *shape, **options).zero_()))
+        yield
+    assert buffers
+    for buffer in buffers:
+        assert (buffer[:GUARDED] == GUARD).all()
+        assert (buffer[len(buffer) - GUARDED:] == GUARD).all()
+
+
+def thrown(rows, lengths, picture, room):
+    """Keys in the lists of all tiles, not sorted: what happens before `tile_members` sorts them."""
+    from lib.render.gaussian.binning_kernels import throw
+    from lib.render.gaussian.projection_kernels import LAUNCH
+
+    ends, left = lengths.cumsum(dim=0), torch.full([len(lengths) + 2 * GUARDED], GUARD, dtype=torch.int32)
+    left[GUARDED:-GUARDED] = lengths
+    keys = torch.full([room + 2 * GUARDED], -1)
+    count = len(rows.radii) // picture.images
+    throw[(-(-count // tiles.PROJECT_BLOCK), picture.images)](
+        rows.geometry, rows.radii, rows.depths, left[GUARDED:-GUARDED], ends, keys[GUARDED:], count, room, picture.width, picture.height,
+        BLOCK=tiles.PROJECT_BLOCK, COLUMNS=tiles.COLUMNS, num_warps=tiles.PROJECT_WARPS, **picture.constants(), **LAUNCH,
+    )
+    assert (torch.cat([left[:GUARDED], left[-GUARDED:]]) == GUARD).all()
+    assert (torch.cat([keys[:GUARDED], keys[room + GUARDED:]]) == -1).all()
+    return keys[GUARDED:room + GUARDED], left[GUARDED:-GUARDED]
+
+
+def listed_pairs(rows, lengths, picture):
+    """(M, tiles of one image): which pairs are listed. Also checks everything that lists promise but for their order."""
+    total, per_image, per_picture = int(lengths.sum()), len(rows.radii) // picture.images, picture.tiles_x * picture.tiles_y
+    assert len(lengths) == picture.tiles
+    keys, left = thrown(rows, lengths, picture, total + 3)
+    assert not left.any()  # counting and listing find the same tiles
+    assert (keys[total:] == -1).all()
+    tile = torch.arange(picture.tiles).repeat_interleave(lengths.long())
+    member = keys[:total] & 0xFFFFFFFF
+    assert torch.equal(keys[:total] >> 32, rows.depths[member].view(torch.int32).long())
+    assert torch.equal(torch.div(member, per_image, rounding_mode="floor"), torch.div(tile, per_picture, rounding_mode="floor"))
+    listed = torch.zeros(len(rows.radii), per_picture, dtype=torch.bool)
+    listed[member, tile % per_picture] = True
+    assert int(listed.sum()) == total  # nobody twice
+    assert torch.equal(listed.any(dim=1), rows.radii > 0)
     return listed
 
 
-def listed_pairs(rows, camera, tile, clip=False):
-    """The lists of rows, as a table, with the counts checked."""
-    images = len(camera.intrinsics)
-    lists = tile_lists(rows, images, camera.width, camera.height, tile, clip, int(rows.counts.sum()) + 3)
-    listed = table(lists, len(rows.counts) // images)
-    assert torch.equal(listed.sum(dim=1).int(), rows.counts)  # counting and listing find the same tiles
-    return listed
+def expected_members(rows, lengths, listed, picture):
+    """The lists of a table, by depth, then index."""
+    per_image, order = len(rows.radii) // picture.images, rows.depths.argsort(stable=True)
+    image = torch.div(order, per_image, rounding_mode="floor")
+    whole = torch.cat([order[(image == i)][listed[order[image == i]][:, t]] for i in range(picture.images) for t in range(listed.shape[1])])
+    assert len(whole) == int(lengths.sum())
+    return whole.int()
 
 
 @installed
@@ -158,9 +208,10 @@ def test_under_the_interpreter():
 def test_rows_and_lists_are_those_of_float64(scene, clip):
     cloud, camera = SCENES[scene]()
     tile = SHAPES[len(scene) % 3]
+    picture = picture_of(camera, tile, clip)
     expected = exact(cloud, camera, clip)
-    rows = project_cloud(*single(cloud, camera), clip, tile)
-    live = rows.counts > 0
+    rows, lengths = project_cloud(*single(cloud, camera), picture)
+    live = rows.radii > 0
     assert live.sum() >= 5
     assert torch.isfinite(rows.geometry).all()
     reference = as_rows(expected)
@@ -180,7 +231,7 @@ def test_rows_and_lists_are_those_of_float64(scene, clip):
     half = (reach * determinant)[:, None].sqrt() * expected.conics[live][:, [2, 0]].sqrt()
     assert relative(rows.geometry[live, 6:], half) < 1e-4
 
-    listed = listed_pairs(rows, camera, tile, clip)
+    listed = listed_pairs(rows, lengths, picture)
     boxes = (expected.low, expected.extent)
     stored = rows.geometry.double()
     assert not (pixels_in_tiles(stored, boxes if clip else None, camera.width, camera.height, tile) & live[:, None] & ~listed).any()
@@ -188,8 +239,7 @@ def test_rows_and_lists_are_those_of_float64(scene, clip):
         assert not (needs & ~listed).any()
     assert not (listed & ~ellipses_in_tiles(stored, camera.width, camera.height, tile)).any()
     if clip:  # nothing beyond the blocks
-        tiles_x, tiles_y = -(-camera.width // tile[0]), -(-camera.height // tile[1])
-        column, row = torch.arange(tiles_x).repeat(tiles_y), torch.arange(tiles_y).repeat_interleave(tiles_x)
+        column, row = columns_and_rows(picture)
         first, last = torch.div(expected.low, torch.tensor(tile), rounding_mode="floor"), expected.low + expected.extent - 1
         last = torch.div(last, torch.tensor(tile), rounding_mode="floor")
         inside = (column >= first[:, :1]) & (column <= last[:, :1]) & (row >= first[:, 1:]) & (row <= last[:, 1:])
@@ -197,35 +247,64 @@ def test_rows_and_lists_are_those_of_float64(scene, clip):
 
 
 @interpreted
+@pytest.mark.parametrize("make", [scattered, stacked, tied])
+def test_lists_are_ordered_by_depth_then_index(make):
+    cloud, camera = single(make(1, count=30), make_camera(37, 21))
+    picture = picture_of(camera, (16, 8))
+    rows, lengths = project_cloud(cloud, camera, picture)
+    expected = expected_members(rows, lengths, listed_pairs(rows, lengths, picture), picture)
+    if make is tied:
+        assert len(rows.depths[rows.radii > 0].unique()) <= 0.6 * (rows.radii > 0).sum()
+    ends = lengths.cumsum(dim=0)
+    assert torch.equal(tile_members(rows, lengths, ends, picture, len(expected)), expected)
+    assert not lengths.any()  # used up
+
+
+LENGTHS = (0, 1, 63, 64, 65, 128, 129, 0, 256, 257, 512, 513, 1024, 1025, 2048, 2049)
+
+
+@interpreted
+@pytest.mark.parametrize("missing", [0, 100])
+def test_lists_of_any_length_are_sorted(missing):
+    from lib.render.gaussian.binning_kernels import sort_long, sort_short
+
+    generator = torch.Generator().manual_seed(0)
+    lengths = LENGTHS if missing == 0 else LENGTHS[:10]
+    ends = torch.tensor(lengths).cumsum(dim=0)
+    total = int(ends[-1])
+    room = total - missing
+    depths = torch.rand(total, generator=generator)
+    depths[::2] = torch.randint(5, (len(depths[::2]),), generator=generator).float()  # many at the same depth
+    keys = (depths.view(torch.int32).long() << 32) | torch.randperm(total, generator=generator)
+    members = torch.full([total + GUARDED], -1, dtype=torch.int32)
+    for kernel, warps in ((sort_short, tiles.SHORT_WARPS), (sort_long, tiles.LONG_WARPS)):
+        kernel[(len(lengths),)](ends, keys, members, room, LIMIT=tiles.SORT_LIMIT, num_warps=warps)
+    for end, length in zip(ends.tolist(), lengths, strict=True):
+        place = slice(end - length, min(end, room))
+        assert torch.equal(members[place], keys[place].sort().values.int())
+    assert (members[room:] == -1).all()
+
+
+@interpreted
 def test_clipping_leaves_out_what_lies_beyond_three_deviations():
     cloud, camera = on_axis([0.99] * 3, [0.72, 0.5, 2.6], [2.0, 2.1, 2.2], width=90, height=70)
-    whole, cut = (project_cloud(*single(cloud, camera), clip, (8, 8)) for clip in (False, True))
+    (whole, whole_lengths), (cut, cut_lengths) = (project_cloud(*single(cloud, camera), picture_of(camera, (8, 8), clip)) for clip in (False, True))
     boxes = exact(cloud, camera, clip=True)
-    assert (cut.counts < whole.counts).any()
+    assert (cut_lengths <= whole_lengths).all()
+    assert (cut_lengths < whole_lengths).any()
     assert torch.equal(cut.geometry, whole.geometry)
     pixels = pixels_in_tiles(as_rows(boxes), (boxes.low, boxes.extent), camera.width, camera.height, (8, 8))
-    assert not (pixels & ~listed_pairs(cut, camera, (8, 8), clip=True)).any()
+    assert not (pixels & ~listed_pairs(cut, cut_lengths, picture_of(camera, (8, 8), True))).any()
 
 
 @interpreted
 def test_one_cloud_is_seen_by_all_cameras():
     cloud, camera = single(scattered(1, batch=1), make_camera(37, 21))
-    one = project_cloud(cloud, camera, False, (8, 4))
-    many = project_cloud(one_per_camera(cloud, camera), camera, False, (8, 4))
-    for name in ("geometry", "depths", "counts", "radii"):
+    one, one_lengths = project_cloud(cloud, camera, picture_of(camera, (8, 4)))
+    many, many_lengths = project_cloud(one_per_camera(cloud, camera), camera, picture_of(camera, (8, 4)))
+    assert torch.equal(one_lengths, many_lengths)
+    for name in ("geometry", "depths", "radii"):
         assert torch.equal(getattr(one, name), getattr(many, name))
-
-
-@interpreted
-@pytest.mark.parametrize("clip", [False, True])
-def test_recounting_is_counting(clip):
-    cloud, camera = single(aside(), make_camera(37, 21))
-    rows = project_cloud(cloud, camera, clip, (8, 4))
-    other = project_cloud(cloud, camera, clip, (16, 8))
-    both = (rows.counts > 0) & (other.counts > 0)
-    assert torch.equal(recount(rows, 37, 21, clip, (8, 4)).counts, rows.counts)
-    assert torch.equal(recount(rows, 37, 21, clip, (16, 8)).counts[both], other.counts[both])
-    listed_pairs(recount(rows, 37, 21, clip, (16, 8)), camera, (16, 8), clip)
 
 
 def draw_moments(projected, live, seed=9):
@@ -244,8 +323,8 @@ def draw_moments(projected, live, seed=9):
 
 def assert_gradients(cloud, camera, limit=3e-6):
     cloud, camera = single(cloud, camera)
-    rows = project_cloud(cloud, camera, False, (8, 4))
-    live = rows.counts > 0
+    rows, _ = project_cloud(cloud, camera, picture_of(camera, (8, 4)))
+    live = rows.radii > 0
     own, where = leaves(*double(cloud, camera))
     projected = project(one_per_camera(own, where), where)
     moments = draw_moments(projected, live)
@@ -254,12 +333,12 @@ def assert_gradients(cloud, camera, limit=3e-6):
     total = (projected.means[live] * torch.stack([-(a * sx + b * sy), -(b * sx + c * sy)], dim=1)).sum()
     total = total + (projected.conics[live] * torch.stack([-0.5 * sxx, -sxy, -0.5 * syy], dim=1)).sum() + (projected.log_opacities[live] * m0).sum()
     expected = torch.autograd.grad(total, [*(getattr(own, name) for name in NAMES), where.world_to_camera])
-    ours = project_cloud_backward(cloud, camera, rows.counts, moments, True)
+    ours = project_cloud_backward(cloud, camera, rows.radii, moments, True)
     for name, gradient, right in zip((*NAMES, "world_to_camera"), ours, expected, strict=True):
         assert gradient.shape == right.shape
         assert torch.isfinite(gradient).all()
         assert relative(gradient, right) < limit, name
-    without = project_cloud_backward(cloud, camera, rows.counts, moments, False)
+    without = project_cloud_backward(cloud, camera, rows.radii, moments, False)
     assert without[4] is None
     for gradient, same in zip(without[:4], ours[:4], strict=True):
         assert torch.equal(gradient, same)
@@ -289,8 +368,8 @@ def test_gradients_where_the_jacobian_is_limited():
     points = camera.to_camera(cloud.means)
     slope = points[..., 0] / points[..., 2]
     fx, cx = camera.intrinsics[:, 0, 0, None], camera.intrinsics[:, 0, 2, None]
-    beyond = ((slope < (-0.15 * 37 - cx) / fx) | (slope > (1.15 * 37 - cx) / fx)).flatten() & (rows.counts > 0)
-    assert 3 <= beyond.sum() < (rows.counts > 0).sum()
+    beyond = ((slope < (-0.15 * 37 - cx) / fx) | (slope > (1.15 * 37 - cx) / fx)).flatten() & (rows.radii > 0)
+    assert 3 <= beyond.sum() < (rows.radii > 0).sum()
 
 
 @interpreted
@@ -298,8 +377,9 @@ def test_gradients_where_the_jacobian_is_limited():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
 def test_what_is_not_finite_is_not_drawn_and_changes_nothing(name, value):
     cloud, camera = single(stacked(1, count=8), make_camera(19, 13))
-    clean = project_cloud(cloud, camera, True, (8, 8))
-    assert clean.counts[11] > 0
+    picture = picture_of(camera, (8, 8), clip=True)
+    clean, _ = project_cloud(cloud, camera, picture)
+    assert clean.radii[11] > 0
     broken, where = cloud, camera
     if name in NAMES:
         tensor = getattr(cloud, name).clone()
@@ -309,20 +389,19 @@ def test_what_is_not_finite_is_not_drawn_and_changes_nothing(name, value):
         tensor = getattr(camera, name).clone()
         tensor[1, 1, 1] = value
         where, touched = dataclasses.replace(camera, **{name: tensor}), torch.arange(16) >= 8
-    rows = project_cloud(broken, where, True, (8, 8))
+    rows, lengths = project_cloud(broken, where, picture)
     drawn_anyway = name == "opacities" and value == 3e38  # opacities above 1 are clamped where they are blended
     if not drawn_anyway:
-        assert not rows.counts[touched].any()
         assert torch.isposinf(rows.depths[touched]).all()
         assert not rows.radii[touched].any()
     assert torch.isfinite(rows.geometry).all()
-    for field in ("geometry", "depths", "counts", "radii"):
+    for field in ("geometry", "depths", "radii"):
         assert torch.equal(getattr(rows, field)[~touched], getattr(clean, field)[~touched])
-    listed_pairs(rows, where, (8, 8), clip=True)
+    listed_pairs(rows, lengths, picture)  # also: nobody else is listed
     for seen in (broken, one_of(broken, 1)):
-        counts = project_cloud(seen, where, True, (8, 8)).counts
-        moments = torch.where((counts > 0)[:, None], torch.ones(16, 8), torch.nan)
-        for gradient in project_cloud_backward(seen, where, counts, moments, True):
+        radii = project_cloud(seen, where, picture)[0].radii
+        moments = torch.where((radii > 0)[:, None], torch.ones(16, 8), torch.nan)
+        for gradient in project_cloud_backward(seen, where, radii, moments, True):
             assert torch.isfinite(gradient).all() or drawn_anyway
 
 
@@ -332,7 +411,7 @@ def one_of(cloud, index):
 
 @interpreted
 @pytest.mark.parametrize("case", ["none", "behind", "near", "transparent", "beyond all measure"])
-def test_nothing_to_list(case):
+def test_nothing_to_list(monkeypatch, case):
     cloud, camera = single(scattered(1, count=20), make_camera())
     cloud = {
         "none": lambda: GaussianCloud(**{name: getattr(cloud, name)[:, :0] for name in FIELDS}),
@@ -342,85 +421,112 @@ def test_nothing_to_list(case):
         "transparent": lambda: dataclasses.replace(cloud, opacities=torch.full_like(cloud.opacities, 0.0039)),
         "beyond all measure": lambda: dataclasses.replace(cloud, scales=cloud.scales * 1e25),
     }[case]()
-    rows = project_cloud(cloud, camera, False, (8, 4))
-    assert not rows.counts.any()
-    for room in (0, 5):
-        lists = tile_lists(rows, 2, camera.width, camera.height, (8, 4), False, room)
-        assert len(lists.members) == len(lists.slots) == room
-        assert not lists.ranges.any()
-        assert not lists.members.any()
-    for gradient in project_cloud_backward(cloud, camera, rows.counts, torch.full((len(rows.counts), 8), torch.nan), True):
-        assert not gradient.any()
-    assert len(recount(rows, camera.width, camera.height, False, (4, 4)).counts) == len(rows.counts)
+    picture = picture_of(camera, (16, 8))
+    with guarded(monkeypatch):
+        rows, lengths = project_cloud(cloud, camera, picture)
+        assert not lengths.any()
+        assert not rows.radii.any()
+        for room in (0, 5):
+            assert len(tile_members(rows, lengths, lengths.cumsum(dim=0), picture, room)) == room
+        stops, members = torch.zeros_like(lengths), torch.zeros(5, dtype=torch.int32)
+        nothing = torch.full([5, 8], torch.nan), torch.full([5, 3], torch.nan)
+        for sums in sum_pairs(rows, lengths.cumsum(dim=0), stops, members, picture, *nothing):
+            assert not sums.any()
+        for gradient in project_cloud_backward(cloud, camera, rows.radii, torch.full((len(rows.radii), 8), torch.nan), True):
+            assert not gradient.any()
 
 
 @interpreted
-def test_more_and_less_room_than_pairs():
+def test_more_and_less_room_than_pairs(monkeypatch):
     cloud, camera = single(scattered(1, count=30), make_camera(37, 21))
-    rows = project_cloud(cloud, camera, False, (8, 4))
-    total = int(rows.counts.sum())
-    whole = tile_lists(rows, 2, 37, 21, (8, 4), False, total)
-    table(whole, 30)
-    wide = tile_lists(rows, 2, 37, 21, (8, 4), False, total + 100)
-    assert torch.equal(wide.ranges, whole.ranges)
-    assert torch.equal(wide.members[:total], whole.members)
-    assert torch.equal(wide.slots[:total], whole.slots)
-    for room in (1, total // 2, total - 1):
-        cut = tile_lists(rows, 2, 37, 21, (8, 4), False, room)
-        table(cut, 30)
-        assert int(cut.ends[-1]) == total  # how much is missing is known
-        kept = whole.slots < room
-        assert torch.equal(cut.members, whole.members[kept])
-        assert torch.equal(cut.slots, whole.slots[kept])
+    picture = picture_of(camera, (16, 8))
+    with guarded(monkeypatch):
+        rows, lengths = project_cloud(cloud, camera, picture)
+        total, ends = int(lengths.sum()), lengths.cumsum(dim=0)
+        whole = tile_members(rows, lengths.clone(), ends, picture, total)
+        wide = tile_members(rows, lengths.clone(), ends, picture, total + 100)
+        assert torch.equal(wide[:total], whole)
+        assert (wide[total:] == GUARD).all()  # nothing beyond the last list
+        tile = torch.arange(picture.tiles).repeat_interleave(lengths.long())
+        for room in (0, 1, total // 2, total - 1):
+            cut = tile_members(rows, lengths.clone(), ends, picture, room)
+            broken = int(tile[room]) if room else 0  # the list that the end of the room goes through: some of it, in order
+            start = int(ends[broken] - lengths[broken])
+            assert torch.equal(cut[:start], whole[:start])
+            place = {member: rank for rank, member in enumerate(whole[start:int(ends[broken])].tolist())}
+            ranks = [place[member] for member in cut[start:].tolist()]
+            assert ranks == sorted(set(ranks))
 
 
 @interpreted
-def test_long_keys_give_the_same_lists(monkeypatch):
-    cloud, camera = single(stacked(1, count=10), make_camera(37, 21))
-    rows = project_cloud(cloud, camera, False, (8, 8))
-    short = tile_lists(rows, 2, 37, 21, (8, 8), False, 1000)
-    monkeypatch.setattr(tiles, "SHORT_TILES", 29)
-    long = tile_lists(rows, 2, 37, 21, (8, 8), False, 1000)
-    for name in ("members", "ranges", "slots"):
-        assert torch.equal(getattr(short, name), getattr(long, name))
-
-
-@interpreted
-@pytest.mark.parametrize(("width", "height"), [(257, 255), (256, 256)])  # as many tiles as short keys, and one more
-def test_as_many_tiles_as_keys(width, height):
+def test_more_tiles_than_two_bytes_can_name():
+    width, height = 257, 256
     cloud, camera = on_axis([0.9, 0.5], [0.02, 0.02], [2.0, 2.1], width=width, height=height)
     corner = camera.intrinsics.clone()
     corner[:, 0, 2], corner[:, 1, 2] = width - 0.5, height - 0.5
     camera = dataclasses.replace(camera, intrinsics=corner)
-    rows = project_cloud(*single(cloud, camera), False, (1, 1))
-    lists = tile_lists(rows, 1, width, height, (1, 1), False, int(rows.counts.sum()) + 2)
-    listed = torch.zeros(2, width * height, dtype=torch.bool)
-    for tile in lists.ranges.diff(dim=1)[:, 0].nonzero()[:, 0].tolist():
-        start, end = lists.ranges[tile].tolist()
-        listed[lists.members[start:end].long(), tile] = True
-    assert int(lists.ranges.diff(dim=1).sum()) == int(rows.counts.sum())  # the key of no tile is not that of the last
+    picture = picture_of(camera, (1, 1))
+    rows, lengths = project_cloud(*single(cloud, camera), picture)
+    assert picture.tiles > 1 << 16
+    listed = listed_pairs(rows, lengths, picture)
     assert listed[:, -1].all()
     assert torch.equal(listed, pixels_in_tiles(rows.geometry.double(), None, width, height, (1, 1)))
 
 
 @interpreted
-def test_rows_and_counts_that_lie_write_nowhere_else():
+@pytest.mark.parametrize("clip", [False, True])
+def test_rows_and_lengths_that_lie_write_nowhere_else(monkeypatch, clip):
     generator = torch.Generator().manual_seed(0)
     cloud, camera = single(stacked(1, count=16), make_camera(37, 21))
-    rows = project_cloud(cloud, camera, True, (8, 8))
-    geometry = rows.geometry.clone()
+    picture = picture_of(camera, (8, 8), clip)
+    rows, _ = project_cloud(cloud, camera, picture)
+    geometry, radii, depths = rows.geometry.clone(), rows.radii.clone(), rows.depths.clone()
     strange = torch.tensor([math.nan, math.inf, -math.inf, 1e38, -1e38, 0.0, 1e9, -1e9])
     geometry[torch.arange(32), torch.randint(8, (32,), generator=generator)] = strange[torch.randint(8, (32,), generator=generator)]
-    counts = torch.randint(0, 40, (32,), generator=generator, dtype=torch.int32)
-    lists = tile_lists(dataclasses.replace(rows, geometry=geometry, counts=counts), 2, 37, 21, (8, 8), True, 500)
-    assert ((lists.members >= 0) & (lists.members < 32)).all()
-    tile = torch.full((500,), -1)
-    for index, (start, end) in enumerate(lists.ranges.tolist()):
-        assert 0 <= start <= end <= 500
-        tile[start:end] = index
-    assert torch.equal(lists.members[tile >= 0] // 16, (tile // 15)[tile >= 0].int())
-    counted = recount(dataclasses.replace(rows, geometry=geometry), 37, 21, True, (8, 8)).counts
-    assert ((counted >= 0) & (counted <= 15)).all()
+    depths[::5], radii[::3] = torch.nan, 1 << 24
+    lying = Rows(geometry, depths, radii)
+    lengths = torch.randint(0, 40, (picture.tiles,), generator=generator, dtype=torch.int32)
+    for room in (100, 500, 3000):
+        keys, _ = thrown(lying, lengths, picture, room)
+        members = keys[keys != -1] & 0xFFFFFFFF
+        assert ((members >= 0) & (members < 32)).all()
+    with guarded(monkeypatch):
+        room = int(lengths.sum()) - 7
+        members = tile_members(lying, lengths.clone(), lengths.cumsum(dim=0), picture, room)
+        # Lists that are not full show what was in memory; sums must find their way all the same.
+        members, stops = torch.where((members >= 0) & (members < 32), members, 0), lengths.clone()
+        stops[-1] -= 7
+        sum_pairs(lying, lengths.cumsum(dim=0), stops.clamp(min=0), members, picture, torch.ones(room, 8), torch.ones(room, 3))
+
+
+@interpreted
+@pytest.mark.parametrize(("channels", "parts", "clip", "missing"), [(3, 1, False, 0), (70, 2, True, 0), (16, 1, False, 40)])
+def test_sums_of_pairs_are_those_of_a_loop(monkeypatch, channels, parts, clip, missing):
+    generator = torch.Generator().manual_seed(0)
+    cloud, camera = single(tied(1, count=20), make_camera(37, 21))
+    picture = picture_of(camera, (16, 8), clip)
+    rows, lengths = project_cloud(cloud, camera, picture)
+    ends, room = lengths.cumsum(dim=0), int(lengths.sum()) - missing
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]]).clamp(max=room)
+    members = tile_members(rows, lengths.clone(), ends, picture, room)
+    stops = (torch.rand(picture.tiles, generator=generator) * (1 + ends.clamp(max=room) - starts)).int()  # tiles stop anywhere
+    # Whole numbers, so that no order of summation matters; what has no row is not to be read.
+    geometry = torch.randint(-9, 9, (parts, room, 8), generator=generator).float()
+    features = torch.randint(-9, 9, (room, channels), generator=generator).float()
+    right_geometry, right_features = torch.zeros(40, 8), torch.zeros(40, channels)
+    has_row = torch.zeros(room, dtype=torch.bool)
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        has_row[start:start + stop] = True
+        for place in range(start, start + stop):
+            right_geometry[members[place]] += geometry[:, place].sum(dim=0)
+            right_features[members[place]] += features[place]
+    geometry[:, ~has_row], features[~has_row] = torch.nan, torch.nan
+    assert has_row.any()
+    assert not has_row.all()
+    with guarded(monkeypatch):
+        ours = sum_pairs(rows, ends, stops, members, picture, geometry.view(-1, 8), features)
+    assert torch.equal(ours[0], right_geometry)
+    assert torch.equal(ours[1], right_features)
 
 
 @interpreted
@@ -428,70 +534,12 @@ def test_the_same_bits_and_any_strides():
     cloud, camera = single(scattered(1, count=20), make_camera())
     strided = GaussianCloud(**{name: getattr(cloud, name).transpose(0, 1).contiguous().transpose(0, 1) for name in FIELDS})
     turned = Camera(*(value.mT.contiguous().mT for value in (camera.world_to_camera, camera.intrinsics)), camera.width, camera.height)
-    first, second = project_cloud(cloud, camera, False, (8, 4)), project_cloud(strided, turned, False, (8, 4))
+    picture, moments = picture_of(camera, (8, 4)), torch.ones(40, 8)
+    (first, first_lengths), (second, second_lengths) = (project_cloud(*scene, picture) for scene in ((cloud, camera), (strided, turned)))
     assert torch.equal(first.geometry, second.geometry)
-    moments = torch.ones(40, 8)
-    results = [project_cloud_backward(*scene, first.counts, moments, True) for scene in ((cloud, camera), (strided, turned))]
+    assert torch.equal(first_lengths, second_lengths)
+    ends = first_lengths.cumsum(dim=0)
+    assert torch.equal(*(tile_members(first, lengths, ends, picture, int(ends[-1])) for lengths in (first_lengths, second_lengths)))
+    results = [project_cloud_backward(*scene, first.radii, moments, True) for scene in ((cloud, camera), (strided, turned))]
     for ours, other in zip(*results, strict=True):
         assert torch.equal(ours, other)
-
-
-COMPILE = """
-import re
-import subprocess
-from pathlib import Path
-
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
-from lib.render.gaussian import binning_kernels, projection_kernels
-from lib.render.gaussian.tiles import BACKWARD_BLOCK, BACKWARD_WARPS, EMIT_BLOCK, EMIT_WARPS, FORWARD_BLOCK, FORWARD_WARPS, GATHER_BLOCK, GATHER_WARPS
-
-BOTH = (False, True)
-SCALARS = {"count", "images", "width", "height", "rows", "gaussians", "per_image", "pairs", "steps", "tiles"}
-INTEGERS = {"counts", "radii", "ends", "members", "ranges"}
-shape = dict(TILE_X=8, TILE_Y=4)
-forward, backward, count = projection_kernels.project_forward, projection_kernels.project_backward, projection_kernels.count_tiles
-emit, gather = binning_kernels.emit, binning_kernels.gather_ranges
-variants = [(forward, FORWARD_WARPS, dict(SHARED=s, CLIP=c, BLOCK=FORWARD_BLOCK, **shape)) for s in BOTH for c in BOTH]
-variants += [(count, FORWARD_WARPS, dict(CLIP=c, BLOCK=FORWARD_BLOCK, **shape)) for c in BOTH]
-variants += [(backward, BACKWARD_WARPS, dict(SHARED=s, POSE=p, BLOCK=BACKWARD_BLOCK)) for s in BOTH for p in BOTH]
-variants += [(emit, EMIT_WARPS, dict(SHORT=s, CLIP=c, BLOCK=EMIT_BLOCK, **shape)) for s in BOTH for c in BOTH]
-variants += [(gather, GATHER_WARPS, dict(SHORT=s, BLOCK=GATHER_BLOCK)) for s in BOTH]
-
-
-def kind(name, kernel, constants):
-    if name in constants:
-        return "constexpr"
-    if name == "gaussians" and kernel is gather:
-        return "*i32"
-    if name in SCALARS:
-        return "i32"
-    if name == "members" or name in INTEGERS:
-        return "*i32"
-    if name in ("order", "slots"):
-        return "*i64"
-    return ("*i16" if constants["SHORT"] else "*i32") if name == "keys" else "*fp32"
-
-
-ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
-for kernel, warps, constants in variants:
-    signature = {name: kind(name, kernel, constants) for name in kernel.arg_names}
-    options = {"num_warps": warps, **projection_kernels.LAUNCH}
-    compiled = compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 90, 32), options=options)
-    assert compiled.asm["cubin"]
-    command = [ptxas, "-v", "--gpu-name=sm_90a", "--fmad=false", "-o", "/dev/null", "-"]
-    listing = subprocess.run(command, input=compiled.asm["ptx"], capture_output=True, text=True, check=True).stderr
-    spills = re.search(r"(\\d+) bytes stack frame, (\\d+) bytes spill stores, (\\d+) bytes spill loads", listing)
-    registers = int(re.search(r"Used (\\d+) registers", listing)[1])
-    flags = {name: value for name, value in constants.items() if isinstance(value, bool)}
-    print(kernel.__name__, flags, "registers", registers, "shared", compiled.metadata.shared)
-    assert spills.groups() == ("0", "0", "0"), (kernel.__name__, flags, listing)
-    assert registers <= 168 and compiled.metadata.shared <= 4096, (kernel.__name__, flags, registers, compiled.metadata.shared)
-"""
-
-
-@installed
-@compiles
-def test_kernels_compile_for_sm_90_without_a_gpu(tmp_path):
-    print(run_compiler(COMPILE, tmp_path))

@@ -232,7 +232,8 @@ def sum_rows(
             if tl.program_id(2) == 0:
                 part = 0
                 while part < PARTS:
-                    moments += tl.load(pair_geometry + (place[:, None] + part * room.to(tl.int64)) * 8 + value[None, :], mask=here[:, None], other=0.0)
+                    row = pair_geometry + (place[:, None] + part * room.to(tl.int64)) * 8
+                    moments += tl.load(row + value[None, :], mask=here[:, None], other=0.0)
                     part += 1
             column += 1
         step += 1

@@ -9,11 +9,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
 from lib.tensors import TensorBundle
 
 Result = TypeVar("Result")
+PAIRS_MAX = 2**31 - 1  # kernels number places in lists by 32 bits
+
+
+def room_for(pairs: int, spare: float) -> int:
+    """For so many pairs of tiles and Gaussians, and a part of them more. Raises InputError if they cannot be numbered."""
+    room = int((1.0 + spare) * pairs)
+    if room > PAIRS_MAX:
+        raise InputError(f"{pairs} pairs of Gaussians and tiles: draw fewer images at once, or look for scales that are far too large")
+    return room
 
 
 @dataclass(frozen=True)
@@ -39,11 +49,16 @@ class Capacity:
     needed: Int[Tensor, "1"] | None = None  # by the last drawing; on the device
 
     def overflowed(self) -> bool:
-        """Whether the last drawing did not fit; waits for it. If so, there is room from now on, and graphs must be recorded again."""
-        if self.needed is None or int(self.needed) <= self.pairs:
+        """Whether the last drawing did not fit; waits for it. If so, there is room from now on, and graphs must be recorded again.
+
+        Raises InputError if there are more than can be numbered.
+        """
+        needed = 0 if self.needed is None else int(self.needed)
+        if needed <= self.pairs:
             return False
-        print(f"rasterizer: {int(self.needed)} pairs of tiles and Gaussians, room for {self.pairs}; drawing again with more", flush=True)
-        self.pairs = int(1.25 * int(self.needed))
+        room = room_for(needed, 0.25)
+        print(f"rasterizer: {needed} pairs of tiles and Gaussians, room for {self.pairs}; drawing again with more", flush=True)
+        self.pairs = room
         return True
 
     def drawn(self, draw: Callable[[], Result]) -> Result:

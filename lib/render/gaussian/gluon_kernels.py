@@ -26,12 +26,14 @@ STOPPED = gl.constexpr(1 << 16)  # counts pixels that stop beside those that go 
 @gluon.jit
 @no_type_check
 def exp2(x):
+    """2 to the power of x, to about 2 units in the last place."""
     return gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1)
 
 
 @gluon.jit
 @no_type_check
 def reciprocal(x):
+    """1 / x, to about one unit in the last place."""
     return gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1)
 
 
@@ -47,10 +49,7 @@ def rounded(x):
 def multiply_add(a, b, total, LA: gl.constexpr, LB: gl.constexpr, HIGHEST: gl.constexpr, EXACT: gl.constexpr):
     """total + a @ b. HIGHEST: from two TF32 parts of each number, without the product of the small ones. EXACT: b consists of TF32 numbers."""
     a_high = rounded(a)
-    if EXACT:
-        b_high = gl.convert_layout(b, LB)
-    else:
-        b_high = gl.convert_layout(rounded(b), LB)
+    b_high = gl.convert_layout(b if EXACT else rounded(b), LB)
     if HIGHEST:
         total = mma_v2(gl.convert_layout(rounded(a - a_high), LA), b_high, total, input_precision="tf32")
         if not EXACT:
@@ -68,6 +67,7 @@ def passed(through_1, seed_1, through_2, seed_2):
 @gluon.jit
 @no_type_check
 def plus(a, b):
+    """Sum, for scans."""
     return a + b
 
 

@@ -22,12 +22,12 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
-from lib.render.gaussian.contract import DEFAULT, FeatureImage, RasterOptions
+from lib.render.gaussian.contract import DEFAULT, PAIRS_MAX, FeatureImage, RasterOptions, room_for
 from lib.render.gaussian.launch import HostWord, Launch, aligned, on_device
 from lib.render.gaussian.tiles import Rows, Scene, scene_of
 
 BLOCK_MAX = 64  # channels of one program; more take several, which blend the same alphas
-SPARE = 1.02  # of the number of pairs: room for the next call
+SPARE = 0.02  # of the number of pairs: more room for the next call
 _rooms: dict[tuple, int] = {}  # for calls of the same sizes; says nothing about results
 _local = threading.local()  # of every thread: where the device writes the number of pairs
 
@@ -189,6 +189,8 @@ class Draw(torch.autograd.Function):
         if options.capacity is None:
             rows, drawn = _in_enough_room(inputs, features, background, scene, blender, options.dtype)
         else:
+            if options.capacity.pairs > PAIRS_MAX:
+                raise InputError(f"Capacity.pairs is {options.capacity.pairs}; expected at most {PAIRS_MAX}")
             options.capacity.needed = torch.empty(1, dtype=torch.int64, device=means.device)
             rows, counts = scene.project(inputs, options.capacity.needed)
             drawn = _blend(rows, counts, features, background, scene, blender, options.dtype, options.capacity.pairs)
@@ -236,12 +238,11 @@ def _in_enough_room(
     room = _rooms.get(key, 0)
     drawn = _blend(rows, counts, features, background, scene, blender, dtype, room) if room else ()
     total = _local.total.wait()
-    if SPARE * total >= 2**31:
-        raise InputError(f"{total} pairs of Gaussians and tiles: draw fewer images at once, or look for scales that are far too large")
+    needed = room_for(total, SPARE)
     if total > room or 2 * total < room:
-        _rooms[key] = int(SPARE * total)
+        _rooms[key] = needed
     if total > room or not room:
-        drawn = _blend(rows, scene.recount(counts) if room else counts, features, background, scene, blender, dtype, int(SPARE * total))
+        drawn = _blend(rows, scene.recount(counts) if room else counts, features, background, scene, blender, dtype, needed)
     return rows, drawn
 
 
