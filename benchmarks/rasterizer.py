@@ -29,6 +29,7 @@ from lib.geometry.camera import Camera, look_at
 from lib.render.gaussian import reference
 
 SMALL = 16  # times smaller
+IN_A_ROW = 8  # calls
 PARITY_REDUCTION = 4  # the reference in float64 draws pictures of 128² instead of 512²
 ALL_MODES = {"head-150k", "head-150k-opaque", "head-50k", "large-100k"}  # other scenes compare only the default of each backend
 DEFAULTS = {"gluon", "triton", "gsplat", "inria", "reference"}
@@ -131,6 +132,7 @@ def measure_scene(scene: Scene, candidates: list[Candidate], options: argparse.N
     for mode in MODES:
         say(f"{scene.name}: {mode}")
         result[mode] = times(drawable, drawing, mode, options, result["parity"], ours.name, cuda)
+    result["in_a_row"] = {mode: times(drawable, drawing, mode, options, result["parity"], ours.name, cuda, calls=IN_A_ROW) for mode in MODES}
     if scene.name == SCENES[0].name and cuda:
         result["cold_l2"] = {mode: times(drawable, drawing, mode, options, result["parity"], ours.name, cuda, cold=True) for mode in MODES}
     if cuda:
@@ -149,7 +151,7 @@ def measure_scene(scene: Scene, candidates: list[Candidate], options: argparse.N
 
 def times(
     candidates: list[Candidate], drawing: Drawing, mode: str, options: argparse.Namespace, verdicts: dict[str, dict], ours: str, cuda: bool,
-    cold: bool = False,
+    cold: bool = False, calls: int = 1,
 ) -> dict[str, dict]:
     """Of all candidates in alternating rounds; no ratio to or of one whose picture is wrong."""
     passes = {}
@@ -159,7 +161,7 @@ def times(
             passes[one.name] = call
     if not passes:
         return {}
-    result = timing.summary(timing.interleaved(passes, options.rounds, options.seconds, cuda, cold), ours)
+    result = timing.summary(timing.interleaved(passes, options.rounds, options.seconds, cuda, cold, calls), ours)
     for name, values in result.items():
         if not (verdicts[name]["passed"] and verdicts.get(ours, {}).get("passed")):
             values.pop(f"over_{ours}", None)
@@ -222,8 +224,11 @@ def acceptance(result: dict, ours: str) -> list[dict]:
     faster("64 channels, forward+backward", "head-150k-c64", "forward_backward", 3.0)
     own, theirs = (at(scenes, "head-150k", "peak_bytes", name) for name in (ours, "gsplat"))
     rows.append(("head 150k, peak memory: ours / gsplat", own / theirs if isinstance(own, int) and isinstance(theirs, int) else None, "<=", 1.0))
-    rows.append(("head 150k, forward+backward replayed from a CUDA graph, ms",
-                 at(scenes, "head-150k", "graph", "forward_backward", "device_ms", "median"), "reported", None))
+    for name in sorted(ALL_MODES):
+        for mode in MODES:
+            replayed, called = (at(scenes, name, *path, "device_ms", "median") for path in (("graph", mode), (mode, "gsplat")))
+            rows.append((f"{name}, {mode}: gsplat called / ours replayed from a CUDA graph", called / replayed if called and replayed else None,
+                         "reported", None))
     rows += [
         accuracy("'high': worst relative L2", scenes, ours, "relative_l2", 1e-3),
         accuracy("'highest': worst relative L2", scenes, f"{ours}-highest", "relative_l2", 1e-5),
@@ -270,6 +275,11 @@ def table(result: dict, ours: str) -> str:
                              f" x{values.get(f'over_{ours}', float('nan')):.2f}")
             cells += [f"{scene['peak_bytes'][one] / 2**20:.0f} MiB"] if isinstance(at(scene, "peak_bytes", one), int) else []
             lines.append("  ".join(cells))
+        in_a_row = {one: at(scene, "in_a_row", "forward_backward", one) for one in scene["parity"]}
+        lines.append("  in a row: " + ", ".join(
+            f"{one} {at(scene, 'in_a_row', 'forward', one, 'device_ms', 'median')} / {values['device_ms']['median']}" + (
+                f" x{at(scene, 'in_a_row', 'forward', one, f'over_{ours}')} / x{values[f'over_{ours}']}" if f"over_{ours}" in values else "")
+            for one, values in in_a_row.items() if values))
         if (stages := at(scene, "profile", ours, "stages_us")) is not None:
             lines.append(f"  {ours}: us {stages}, kernels {scene['profile'][ours]['kernels']}, waits {scene['profile'][ours]['host_waits']}")
         if succeeded(at(scene, "graph", "forward")):

@@ -14,15 +14,16 @@ from lib.render.gaussian.contract import Capacity
 from lib.render.gaussian.projection import project, tile_pairs
 from lib.render.gaussian.reference import TILE
 from lib.render.gaussian.tiled import GLUON, TRITON, triton_obstacle
-from lib.render.gaussian.tiles import Picture, project_cloud
+from lib.render.gaussian.tiles import scene_of
 
 FLUSH_BYTES = 256 << 20  # more than any L2
 WARM_UP, WARM_UP_SECONDS = 20, 1.0
 LEAST_ROUNDS = 5
 MODES = ("forward", "forward_backward")
 STAGES = {  # part of a kernel's name -> stage; the first that fits
-    "project_forward": "projection", "project_backward": "projection backward", "throw": "throw", "sort_short": "sort_short",
-    "sort_long": "sort_long", "blend_forward": "blend", "blend_backward": "blend backward", "sum_rows": "sums of rows", "scan": "count scan",
+    "project_forward": "projection", "project_backward": "projection backward", "throw": "throw", "sort_lists": "sort",
+    "merge_runs": "merge",
+    "take": "take", "blend_forward": "blend", "blend_backward": "blend backward", "sum_rows": "sums of rows", "scan": "count scan",
     "cumsum": "count scan", "memset": "memsets", "fill": "memsets", "memcpy": "copies",
 }
 WAITS = {"cudaStreamSynchronize", "cudaEventSynchronize"}
@@ -66,8 +67,8 @@ def synchronize(cuda: bool) -> None:
         torch.cuda.synchronize()
 
 
-def sample(call: Pass, cuda: bool, flush: torch.Tensor | None) -> Sample:
-    """One call, alone on the device."""
+def sample(call: Pass, cuda: bool, flush: torch.Tensor | None, calls: int = 1) -> Sample:
+    """One call, or the mean of some in a row, alone on the device."""
     if flush is not None:
         flush.zero_()
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if cuda else []
@@ -75,19 +76,22 @@ def sample(call: Pass, cuda: bool, flush: torch.Tensor | None) -> Sample:
     start = time.perf_counter()
     if cuda:
         events[0].record()
-    call()
+    for _ in range(calls):
+        call()
     returned = time.perf_counter()
     if cuda:
         events[1].record()
     synchronize(cuda)
-    end = time.perf_counter()
-    return Sample(events[0].elapsed_time(events[1]) if cuda else 1e3 * (end - start), 1e3 * (end - start), 1e3 * (returned - start))
+    wall, host = 1e3 * (time.perf_counter() - start) / calls, 1e3 * (returned - start) / calls
+    return Sample(events[0].elapsed_time(events[1]) / calls if cuda else wall, wall, host)
 
 
-def interleaved(passes: dict[str, Pass], rounds: int, seconds: float, cuda: bool, cold: bool = False) -> dict[str, list[Sample]]:
+def interleaved(
+    passes: dict[str, Pass], rounds: int, seconds: float, cuda: bool, cold: bool = False, calls: int = 1
+) -> dict[str, list[Sample]]:
     """Rounds A, B, C, A, B, C, ...: all see the same clocks and temperatures. Fewer than `rounds` if they take longer than `seconds`.
 
-    `cold`: L2 is overwritten before every call.
+    `cold`: L2 is overwritten before every call. `calls`: in a row, so that the host may run ahead of the device, as in training.
     """
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda") if cold and cuda else None
     start = time.perf_counter()
@@ -102,7 +106,7 @@ def interleaved(passes: dict[str, Pass], rounds: int, seconds: float, cuda: bool
         if done >= LEAST_ROUNDS and time.perf_counter() - start > seconds:
             break
         for name, call in passes.items():
-            samples[name].append(sample(call, cuda, flush))
+            samples[name].append(sample(call, cuda, flush, calls))
     return samples
 
 
@@ -152,8 +156,12 @@ def counters(drawing: Drawing, backend: str) -> dict[str, float]:
     camera, batch = drawing.camera, len(drawing.camera.intrinsics)
     if backend in ("gluon", "triton") and triton_obstacle(drawing.cloud) is None:
         tile = (GLUON if backend == "gluon" else TRITON).tile
-        rows, lengths = project_cloud(drawing.cloud, camera, Picture(batch, camera.width, camera.height, False, tile))
-        visible = int((rows.radii > 0).sum())
+        cloud = drawing.cloud
+        scene = scene_of(*cloud.means.shape[:2], batch, camera.width, camera.height, False, tile)
+        inputs = (cloud.means, cloud.quats_wxyz, cloud.scales, cloud.opacities, camera.world_to_camera, camera.intrinsics)
+        rows, counts = scene.project(inputs, torch.empty(1, dtype=torch.int64, device=cloud.means.device))
+        _, ranges = scene.members(rows, counts, int(counts[0]))
+        lengths, visible = ranges[:, 1], int((rows.radii > 0).sum())
     else:
         tile, clouds = (TILE, TILE), [drawing.cloud] if len(drawing.cloud.means) == batch else None
         cloud = clouds[0] if clouds else type(drawing.cloud)(*(value.expand(batch, *value.shape[1:]) for value in vars(drawing.cloud).values()))
