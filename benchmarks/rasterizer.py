@@ -132,6 +132,8 @@ def measure_scene(scene: Scene, candidates: list[Candidate], options: argparse.N
     for mode in MODES:
         say(f"{scene.name}: {mode}")
         result[mode] = times(drawable, drawing, mode, options, result["parity"], ours.name, cuda)
+    with torch.autograd.set_multithreading_enabled(False):  # as training does here
+        result["one_thread"] = {mode: times(drawable, drawing, mode, options, result["parity"], ours.name, cuda) for mode in MODES[1:]}
     result["in_a_row"] = {mode: times(drawable, drawing, mode, options, result["parity"], ours.name, cuda, calls=IN_A_ROW) for mode in MODES}
     if scene.name == SCENES[0].name and cuda:
         result["cold_l2"] = {mode: times(drawable, drawing, mode, options, result["parity"], ours.name, cuda, cold=True) for mode in MODES}
@@ -207,6 +209,9 @@ def acceptance(result: dict, ours: str) -> list[dict]:
 
     def faster(text: str, scene: str, mode: str, least: float) -> None:
         rows.append((f"{text}: gsplat / ours", at(scenes, scene, mode, "gsplat", f"over_{ours}"), ">=", least))
+        if mode == "forward_backward":
+            rows.append((f"{text}, autograd in the calling thread: gsplat / ours",
+                         at(scenes, scene, "one_thread", mode, "gsplat", f"over_{ours}"), ">=", least))
 
     for text, scene in (("head 150k, opacity 0.3", "head-150k"), ("head 150k, opacity 0.9", "head-150k-opaque")):
         faster(f"{text}, forward+backward", scene, "forward_backward", 6.0)
@@ -275,6 +280,10 @@ def table(result: dict, ours: str) -> str:
                              f" x{values.get(f'over_{ours}', float('nan')):.2f}")
             cells += [f"{scene['peak_bytes'][one] / 2**20:.0f} MiB"] if isinstance(at(scene, "peak_bytes", one), int) else []
             lines.append("  ".join(cells))
+        one_thread = {one: at(scene, "one_thread", "forward_backward", one) for one in scene["parity"]}
+        lines.append("  autograd in the calling thread: " + ", ".join(
+            f"{one} {values['device_ms']['median']}" + (f" x{values[f'over_{ours}']}" if f"over_{ours}" in values else "")
+            for one, values in one_thread.items() if values))
         in_a_row = {one: at(scene, "in_a_row", "forward_backward", one) for one in scene["parity"]}
         lines.append("  in a row: " + ", ".join(
             f"{one} {at(scene, 'in_a_row', 'forward', one, 'device_ms', 'median')} / {values['device_ms']['median']}" + (

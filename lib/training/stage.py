@@ -58,7 +58,9 @@ class AbstractStage(ABC):
             raise NumericalError(f"the loss is not finite ({values})")
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        # In this thread: the kernels of the rasterizer are started from Python, which is slower from autograd's own.
+        with torch.autograd.set_multithreading_enabled(False):
+            total.backward()
         gradients = {name: parameter.grad for name, parameter in self.modules.named_parameters() if parameter.grad is not None}
         largest = torch.nn.utils.get_total_norm(list(gradients.values()), norm_type=torch.inf)
         if not bool(torch.isfinite(largest)):

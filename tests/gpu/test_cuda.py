@@ -139,7 +139,8 @@ def test_kernels_draw_degenerate_clouds(backend, deterministic, case):
         "thin": lambda: dataclasses.replace(cloud, scales=cloud.scales * torch.tensor([10.0, 0.01, 0.01])),
         "huge": lambda: dataclasses.replace(cloud, scales=cloud.scales + 1.0),
     }[case]()
-    assert_is_reference(cloud, where, backend, RasterOptions(deterministic=deterministic))
+    # Gradients of one that covers everything nearly cancel: rounding to TF32 would show.
+    assert_is_reference(cloud, where, backend, RasterOptions(deterministic=deterministic, precision="highest"))
 
 
 @needs_triton

@@ -38,8 +38,9 @@ def rasterize(
     name = _automatic(cloud) if backend == "auto" else backend
     if name not in BACKENDS:
         raise InputError(f"rasterizer backend '{backend}' is not known; expected auto or one of {sorted(BACKENDS)}")
-    if len(cloud.means) not in (1, len(camera.intrinsics)):
-        raise InputError(f"{len(cloud.means)} clouds cannot be drawn by {len(camera.intrinsics)} cameras; expected as many, or one cloud")
+    clouds, cameras = cloud.means.shape[0], camera.intrinsics.shape[0]
+    if clouds not in (1, cameras):
+        raise InputError(f"{clouds} clouds cannot be drawn by {cameras} cameras; expected as many, or one cloud")
     if options.check:
         _check_finite(cloud, camera, background)
     return BACKENDS[name](cloud, camera, background, options)

@@ -28,11 +28,10 @@ from lib.render.gaussian.tiles import Rows, Scene, scene_of
 
 BLOCK_MAX = 64  # channels of one program; more take several, which blend the same alphas
 SPARE = 0.02  # of the number of pairs: more room for the next call
-_rooms: dict[tuple, int] = {}  # for calls of the same sizes; says nothing about results
 _local = threading.local()  # of every thread: where the device writes the number of pairs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Blending:
     """The blending kernels of a backend and the shapes they are best at."""
 
@@ -53,11 +52,12 @@ TRITON = Blending("lib.render.gaussian.triton_kernels", (8, 8), 16, 2, 4)
 
 def triton_obstacle(cloud: GaussianCloud) -> str | None:
     """Why Triton cannot draw the cloud here, or None."""
-    wrong = {value.dtype for value in (cloud.means, cloud.quats_wxyz, cloud.scales, cloud.opacities, cloud.features)} - {torch.float32}
+    tensors = (cloud.means, cloud.quats_wxyz, cloud.scales, cloud.opacities, cloud.features)
+    wrong = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors if tensor.dtype is not torch.float32}
     if wrong:
-        return f"it computes in float32, not {', '.join(sorted(str(dtype).removeprefix('torch.') for dtype in wrong))}"
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if cloud.means.device.type != "cuda" and not interpreted:
+        return f"it computes in float32, not {', '.join(sorted(wrong))}"
+    interpreted = not cloud.means.is_cuda and os.environ.get("TRITON_INTERPRET") == "1"
+    if not cloud.means.is_cuda and not interpreted:
         return f"it needs CUDA tensors, not {cloud.means.device.type}"
     return _missing(interpreted)
 
@@ -108,29 +108,32 @@ def _rasterize(
         raise InputError(f"rasterizer backend '{name}' cannot draw this: {reason}")
     means, features = cloud.means, cloud.features
     clouds, count, channels = features.shape
-    scene = scene_of(clouds, count, len(camera.intrinsics), camera.width, camera.height, options.clip, blending.tile)
+    leaves = (means, cloud.quats_wxyz, cloud.scales, cloud.opacities, camera.world_to_camera, features, background)
+    save = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
+    blender = blender_of(
+        blending, clouds, count, camera.intrinsics.shape[0], channels, camera.width, camera.height, options.clip, options.precision == "highest",
+        options.deterministic, save, means.get_device(),
+    )
+    scene = blender.scene
     if channels * camera.width * camera.height >= 2**31 or scene.images * count > 2**24:
         raise InputError(f"rasterizer backend '{name}' cannot draw {scene.images} x {count} Gaussians with {channels} channels at "
                          f"{camera.width} x {camera.height} pixels at once: draw fewer images, channels or pixels per call")
-    leaves = (means, cloud.quats_wxyz, cloud.scales, cloud.opacities, camera.world_to_camera, features, background)
-    save = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
-    blender = _blender(blending, scene, channels, features.numel() >= 2**31, options.precision == "highest", options.deterministic, save)
     with on_device(means):
         image, alpha, radii = Draw.apply(*leaves, camera.intrinsics, scene, blender, options)
     return FeatureImage(image, alpha, radii)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Blender:
     """Launches of the blending kernels for one set of sizes."""
 
     blending: Blending
     scene: Scene
     channels: int
-    long: bool
     highest: bool
     rows: bool
     save: bool
+    room: int = 0  # that the last drawings needed; says nothing about results
 
     @functools.cached_property
     def _constants(self) -> dict[str, int | bool]:
@@ -138,7 +141,8 @@ class Blender:
         block = min(max(1 << max(self.channels - 1, 0).bit_length(), 16), BLOCK_MAX)
         return {
             "TILE_X": self.blending.tile[0], "TILE_Y": self.blending.tile[1], "CHUNK": self.blending.chunk, "BLOCK": block, "HIGHEST": self.highest,
-            "SHARED": self.scene.clouds != self.scene.images, "FULL": self.channels % block == 0, "LONG": self.long,
+            "SHARED": self.scene.clouds != self.scene.images, "FULL": self.channels % block == 0,
+            "LONG": self.scene.clouds * self.scene.count * self.channels >= 2**31,
         }
 
     @functools.cached_property
@@ -172,7 +176,13 @@ class Blender:
         return self._launches[dtype, alpha, planar]
 
 
-_blender = functools.lru_cache(maxsize=256)(Blender)
+@functools.lru_cache(maxsize=256)
+def blender_of(
+    blending: Blending, clouds: int, count: int, images: int, channels: int, width: int, height: int, clip: bool, highest: bool, rows: bool,
+    save: bool, device: int,
+) -> Blender:
+    """The same for the same sizes on the same device."""
+    return Blender(blending, scene_of(clouds, count, images, width, height, clip, blending.tile), channels, highest, rows, save)
 
 
 class Draw(torch.autograd.Function):
@@ -185,7 +195,7 @@ class Draw(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Draws; keeps what the backward pass needs only if the blender is to."""
         features, background = aligned(features), aligned(background)
-        inputs = (means, quats, scales, opacities, world_to_camera, intrinsics)
+        inputs = tuple(map(aligned, (means, quats, scales, opacities, world_to_camera, intrinsics)))
         if options.capacity is None:
             rows, drawn = _in_enough_room(inputs, features, background, scene, blender, options.dtype)
         else:
@@ -234,13 +244,12 @@ def _in_enough_room(
         _local.total = HostWord()
     _local.total.clear()
     rows, counts = scene.project(inputs, _local.total.tensor)
-    key = (features.get_device(), scene)
-    room = _rooms.get(key, 0)
+    room = blender.room
     drawn = _blend(rows, counts, features, background, scene, blender, dtype, room) if room else ()
     total = _local.total.wait()
     needed = room_for(total, SPARE)
     if total > room or 2 * total < room:
-        _rooms[key] = needed
+        blender.room = needed
     if total > room or not room:
         drawn = _blend(rows, scene.recount(counts) if room else counts, features, background, scene, blender, dtype, needed)
     return rows, drawn
@@ -270,7 +279,7 @@ def _blend_backward(
     scene: Scene, blender: Blender,
 ) -> tuple[Float[Tensor, "M 8"], Float[Tensor, "B N C"]]:
     """Gradients of the rows and of the features."""
-    room, count, channels = len(members), len(rows.radii), blender.channels
+    room, count, channels = members.shape[0], rows.radii.shape[0], blender.channels
     if blender.rows:
         d_geometry, d_features = features.new_empty(blender.grid[1] * room, 8), features.new_empty(room, channels)
     else:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.render.gaussian.launch import Launch, aligned
+from lib.render.gaussian.launch import Launch
 from lib.render.gaussian.projection import CLIP_BLOCK
 
 PROJECT_BLOCK, PROJECT_WARPS, COLUMNS = 32, 1, 4  # one warp: a loop ends with the last of its Gaussians; blocks of tiles taken at once
@@ -39,7 +39,7 @@ class Rows:
 class Scene:
     """The sizes of a drawing: `clouds` of `count` Gaussians, one for all images or one each, in tiles of (width, height) pixels.
 
-    Inputs of the projection, in this order: means, quats_wxyz, scales, opacities, world_to_camera, intrinsics.
+    Inputs of the projection, in this order and aligned: means, quats_wxyz, scales, opacities, world_to_camera, intrinsics.
     """
 
     clouds: int
@@ -129,7 +129,7 @@ class Scene:
         geometry, depths, radii = means.new_empty(rows, 8), means.new_empty(rows), means.new_empty(rows, dtype=torch.int32)
         counts = means.new_zeros(2 + 2 * self.blocks, dtype=torch.int64)
         if rows:
-            tensors = (*map(aligned, inputs), geometry, depths, radii, counts)
+            tensors = (*inputs, geometry, depths, radii, counts)
             self._project(self._grid, tensors, (self.count, self.width, self.height))
         self._scan((1,), (counts, copy), (self.blocks,))
         return Rows(geometry, depths, radii), counts
@@ -146,7 +146,7 @@ class Scene:
         gradients: list[Tensor | None] = [means.new_empty(tensor.shape) for tensor in inputs[:4]]
         parts = means.new_empty(self.images, programs, 12) if pose else d_geometry
         if self.images * self.count:
-            tensors = (*map(aligned, inputs), radii, d_geometry, *gradients, parts)
+            tensors = (*inputs, radii, d_geometry, *gradients, parts)
             self._project_backward[pose]((programs, self.clouds), tensors, (self.count, self.images, self.width, self.height))
         if not pose:
             return [*gradients, None]
@@ -183,11 +183,11 @@ class Scene:
         from lib.render.gaussian.binning_kernels import sum_rows
         from lib.render.gaussian.projection_kernels import EXACTLY
 
-        channels, room = pair_features.shape[1], len(members)
-        d_geometry, d_features = torch.empty_like(rows.geometry), rows.geometry.new_empty(len(rows.radii), channels)
+        channels, room = pair_features.shape[1], members.shape[0]
+        d_geometry, d_features = torch.zeros_like(rows.geometry), rows.geometry.new_zeros(rows.radii.shape[0], channels)
         block = min(max(16, 1 << max(channels - 1, 0).bit_length()), 64)
-        if self.count:
-            Launch(sum_rows, SUM_WARPS, EXACTLY, BLOCK=SUM_BLOCK, CHANNELS=block, PARTS=len(pair_geometry) // max(room, 1), **self._tiled)(
+        if self.count and room:
+            Launch(sum_rows, SUM_WARPS, EXACTLY, BLOCK=SUM_BLOCK, CHANNELS=block, PARTS=pair_geometry.shape[0] // room, **self._tiled)(
                 (-(-self.count // SUM_BLOCK), self.images, max(-(-channels // block), 1)),
                 (rows.geometry, rows.radii, rows.depths, ranges, stops, members, pair_geometry, pair_features, d_geometry, d_features),
                 (self.count, room, self.width, self.height, channels),
