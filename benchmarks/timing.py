@@ -159,7 +159,7 @@ def counters(drawing: Drawing, backend: str) -> dict[str, float]:
         cloud = drawing.cloud
         scene = scene_of(*cloud.means.shape[:2], batch, camera.width, camera.height, False, tile)
         inputs = (cloud.means, cloud.quats_wxyz, cloud.scales, cloud.opacities, camera.world_to_camera, camera.intrinsics)
-        rows, counts = scene.project(inputs, torch.empty(1, dtype=torch.int64, device=cloud.means.device))
+        rows, counts = scene.project(inputs, torch.empty(2, dtype=torch.int64, device=cloud.means.device))
         _, ranges = scene.members(rows, counts, int(counts[0]))
         lengths, visible = ranges[:, 1], int((rows.radii > 0).sum())
     else:

@@ -28,7 +28,7 @@ def list_range(counts, block, blocks, room):
 @triton.jit(do_not_specialize=["blocks"])
 @no_type_check
 def scan(counts, copy, blocks, BLOCK: tl.constexpr):
-    """Sums of the lengths up to every block of tiles, by one program: there are few. Copies the number of pairs."""
+    """Sums of the lengths up to every block of tiles, by one program: there are few. Copies the numbers of pairs and of keys."""
     before = tl.load(counts) * 0
     lengths = counts + LENGTHS
     first = 0
@@ -38,7 +38,9 @@ def scan(counts, copy, blocks, BLOCK: tl.constexpr):
         tl.store(lengths + blocks + place, before + tl.cumsum(length, 0), mask=place < blocks)
         before += tl.sum(length, 0)
         first += BLOCK
-    tl.store(copy, tl.load(counts), cache_modifier=".wt")  # through to the memory of the host, if it is there
+    # Through to the memory of the host, if it is there.
+    tl.store(copy + 1, before, cache_modifier=".wt")
+    tl.store(copy, tl.load(counts), cache_modifier=".wt")
 
 
 @triton.jit(do_not_specialize=["count", "room", "width", "height"])
@@ -143,10 +145,10 @@ def merge_runs(counts, keys, words, room, RUN: tl.constexpr, STEPS: tl.constexpr
             first += BLOCK * tl.num_programs(1)
 
 
-@triton.jit(do_not_specialize=["room"])
+@triton.jit(do_not_specialize=["room", "key_room"])
 @no_type_check
 def take(
-    counts, words, members, ranges, room, tiles_x, tiles_per_image, blocks_x, blocks_per_image, blocks,
+    counts, words, members, ranges, room, key_room, tiles_x, tiles_per_image, blocks_x, blocks_per_image, blocks,
     TILE_X: tl.constexpr, TILE_Y: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """The list of one tile: those of its block's that have its bit, in any order of tiles; from where, and how many."""
@@ -155,7 +157,7 @@ def take(
     column, row = tile % tiles_per_image % tiles_x, tile % tiles_per_image // tiles_x
     block = image * blocks_per_image + row // (BLOCK_SIDE // TILE_Y) * blocks_x + column // (BLOCK_SIDE // TILE_X)
     bit = row % (BLOCK_SIDE // TILE_Y) * (BLOCK_SIDE // TILE_X) + column % (BLOCK_SIDE // TILE_X)
-    start, length = list_range(counts, block, blocks, room)
+    start, length = list_range(counts, block, blocks, key_room)
     place = tl.arange(0, BLOCK)
     count = 0
     first = 0

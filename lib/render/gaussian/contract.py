@@ -46,14 +46,14 @@ class Capacity:
     """
 
     pairs: int
-    needed: Int[Tensor, "1"] | None = None  # by the last drawing; on the device
+    needed: Int[Tensor, "2"] | None = None  # the first: by the last drawing; on the device
 
     def overflowed(self) -> bool:
         """Whether the last drawing did not fit; waits for it. If so, there is room from now on, and graphs must be recorded again.
 
         Raises InputError if there are more than can be numbered.
         """
-        needed = 0 if self.needed is None else int(self.needed)
+        needed = 0 if self.needed is None else int(self.needed[0])
         if needed <= self.pairs:
             return False
         room = room_for(needed, 0.25)

@@ -44,25 +44,26 @@ class Launch:
         run(*head, torch._C._cuda_getCurrentRawStream(device), *handles, *[tensor.data_ptr() for tensor in tensors], *rest)
 
 
-class HostWord:
-    """An integer in memory that the device writes and the host reads, without a call of the driver."""
+class HostWords:
+    """Integers in memory that the device writes and the host reads, without a call of the driver."""
 
-    def __init__(self) -> None:
-        self.tensor = torch.empty(1, dtype=torch.int64, pin_memory=True)
-        self._word = ctypes.c_int64.from_address(self.tensor.data_ptr())
+    def __init__(self, count: int) -> None:
+        self.tensor = torch.empty(count, dtype=torch.int64, pin_memory=True)
+        self._words = (ctypes.c_int64 * count).from_address(self.tensor.data_ptr())
 
     def clear(self) -> None:
-        """Before the kernel that writes it is started."""
-        self._word.value = -1
+        """Before the kernel that writes them is started."""
+        for place in range(len(self._words)):
+            self._words[place] = -1
 
-    def wait(self) -> int:
+    def wait(self) -> tuple[int, ...]:
         """What the kernel has written, which must not be negative. Raises what has gone wrong on the device if it never does."""
         end = time.monotonic() + HANG
-        while self._word.value < 0:
+        while min(self._words) < 0:
             if time.monotonic() > end:
                 torch.cuda.synchronize()
                 end = time.monotonic() + HANG
-        return self._word.value
+        return tuple(self._words)
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:

@@ -23,7 +23,7 @@ from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
 from lib.render.gaussian.contract import DEFAULT, PAIRS_MAX, FeatureImage, RasterOptions, room_for
-from lib.render.gaussian.launch import HostWord, Launch, aligned, on_device
+from lib.render.gaussian.launch import HostWords, Launch, aligned, on_device
 from lib.render.gaussian.tiles import Rows, Scene, scene_of
 
 BLOCK_MAX = 64  # channels of one program; more take several, which blend the same alphas
@@ -133,7 +133,7 @@ class Blender:
     highest: bool
     rows: bool
     save: bool
-    room: int = 0  # that the last drawings needed; says nothing about results
+    room: tuple[int, int] = (0, 0)  # for pairs and keys, that the last drawings needed; says nothing about results
 
     @functools.cached_property
     def _constants(self) -> dict[str, int | bool]:
@@ -201,9 +201,9 @@ class Draw(torch.autograd.Function):
         else:
             if options.capacity.pairs > PAIRS_MAX:
                 raise InputError(f"Capacity.pairs is {options.capacity.pairs}; expected at most {PAIRS_MAX}")
-            options.capacity.needed = torch.empty(1, dtype=torch.int64, device=means.device)
+            options.capacity.needed = torch.empty(2, dtype=torch.int64, device=means.device)
             rows, counts = scene.project(inputs, options.capacity.needed)
-            drawn = _blend(rows, counts, features, background, scene, blender, options.dtype, options.capacity.pairs)
+            drawn = _blend(rows, counts, features, background, scene, blender, options.dtype, (options.capacity.pairs, options.capacity.pairs))
         image, alpha, *kept = drawn
         if blender.save:
             ctx.save_for_backward(*inputs, features, background, rows.geometry, rows.depths, rows.radii, *kept)
@@ -235,32 +235,33 @@ def _in_enough_room(
 ) -> tuple[Rows, tuple[Tensor, ...]]:
     """Draws into as much room as earlier calls of these sizes needed, and again if that was too little. Rows, and the drawing."""
     if not features.is_cuda:
-        total = torch.empty(1, dtype=torch.int64)
+        total = torch.empty(2, dtype=torch.int64)
         rows, counts = scene.project(inputs, total)
-        return rows, _blend(rows, counts, features, background, scene, blender, dtype, int(total))
+        return rows, _blend(rows, counts, features, background, scene, blender, dtype, tuple(total.tolist()))
     if torch.cuda.is_current_stream_capturing():
         raise InputError("a CUDA graph cannot record a drawing whose number of pairs is not known: give RasterOptions.capacity")
     if not hasattr(_local, "total"):
-        _local.total = HostWord()
+        _local.total = HostWords(2)
     _local.total.clear()
     rows, counts = scene.project(inputs, _local.total.tensor)
     room = blender.room
-    drawn = _blend(rows, counts, features, background, scene, blender, dtype, room) if room else ()
-    total = _local.total.wait()
-    needed = room_for(total, SPARE)
-    if total > room or 2 * total < room:
+    drawn = _blend(rows, counts, features, background, scene, blender, dtype, room) if room[0] else ()
+    pairs, keys = _local.total.wait()
+    needed = room_for(pairs, SPARE), room_for(keys, SPARE)
+    fits = pairs <= room[0] and keys <= room[1]
+    if not fits or 2 * pairs < room[0]:
         blender.room = needed
-    if total > room or not room:
-        drawn = _blend(rows, scene.recount(counts) if room else counts, features, background, scene, blender, dtype, needed)
+    if not fits or not room[0]:
+        drawn = _blend(rows, scene.recount(counts) if room[0] else counts, features, background, scene, blender, dtype, needed)
     return rows, drawn
 
 
 def _blend(
     rows: Rows, counts: Int[Tensor, "K"], features: Float[Tensor, "B N C"], background: Float[Tensor, "C"], scene: Scene, blender: Blender,
-    dtype: torch.dtype | None, room: int,
+    dtype: torch.dtype | None, room: tuple[int, int],
 ) -> tuple[Tensor, ...]:
     """Image, alpha, and what the backward pass needs."""
-    members, ranges = scene.members(rows, counts, room)
+    members, ranges = scene.members(rows, counts, *room)
     image = features.new_empty(scene.images, blender.channels, scene.height, scene.width, dtype=dtype)
     alpha = features.new_empty(scene.images, 1, scene.height, scene.width)
     left = lasts = stops = alpha
@@ -268,7 +269,7 @@ def _blend(
         left, lasts, stops = torch.empty_like(alpha[:, 0]), members.new_empty(alpha[:, 0].shape), members.new_empty(scene.tiles)
     blender.forward(image.dtype)(
         blender.grid, (ranges, counts, members, rows.geometry, features, background, image, alpha, left, lasts, stops),
-        (room, *image.stride(), *blender.sizes),
+        (room[0], *image.stride(), *blender.sizes),
     )
     return image, alpha, members, ranges, left, lasts, stops
 

@@ -119,11 +119,11 @@ class Scene:
             Launch(take, TAKE_WARPS, TILE_X=self.tile[0], TILE_Y=self.tile[1], BLOCK=TAKE_BLOCK),
         )
 
-    def project(self, inputs: tuple[Tensor, ...], copy: Int[Tensor, "1"]) -> tuple[Rows, Int[Tensor, "K"]]:
+    def project(self, inputs: tuple[Tensor, ...], copy: Int[Tensor, "2"]) -> tuple[Rows, Int[Tensor, "K"]]:
         """The rows, and counts, int64, as exploded scales can give any number: the number of pairs of tiles and Gaussians; how many of
         them are listed; the lengths of the lists of blocks of tiles; where these end, one behind the other.
 
-        The number of pairs is also written to `copy`, which may be pinned memory of the host.
+        The number of pairs, and of Gaussians in the lists of blocks (keys), are also written to `copy`, which may be pinned memory.
         """
         means, rows = inputs[0], self.images * self.count
         geometry, depths, radii = means.new_empty(rows, 8), means.new_empty(rows), means.new_empty(rows, dtype=torch.int32)
@@ -158,20 +158,24 @@ class Scene:
         ends = counts[2 + self.blocks:]
         return torch.cat([counts[:1], counts.new_zeros(1), torch.diff(ends, prepend=ends.new_zeros(1)), ends])
 
-    def members(self, rows: Rows, counts: Int[Tensor, "K"], room: int) -> tuple[Int[Tensor, "R"], Int[Tensor, "T 2"]]:
+    def members(
+        self, rows: Rows, counts: Int[Tensor, "K"], room: int, key_room: int | None = None
+    ) -> tuple[Int[Tensor, "R"], Int[Tensor, "T 2"]]:
         """Gaussians of the tiles by depth, then index, and where the list of each tile begins and how long it is, in any order.
 
-        What does not fit into the room is left out. `counts` are used up: the lengths count down to zero.
+        What does not fit into the room, or the room of keys (there are never more than pairs), is left out. `counts` are used up: the
+        lengths count down to zero.
         """
-        members, words = counts.new_empty(room, dtype=torch.int32), counts.new_empty(room, dtype=torch.int32)
+        key_room = room if key_room is None else key_room
+        members, words = counts.new_empty(room, dtype=torch.int32), counts.new_empty(key_room, dtype=torch.int32)
         if not room:
             return members, members.new_zeros(self.tiles, 2)
-        keys, ranges = counts.new_empty(room), members.new_empty(self.tiles, 2)
+        keys, ranges = counts.new_empty(key_room), members.new_empty(self.tiles, 2)
         throw, sort_lists, merge_runs, take = self._list
-        throw(self._grid, (rows.geometry, rows.radii, rows.depths, counts, keys), (self.count, room, self.width, self.height))
-        sort_lists((self.blocks, SORT_PROGRAMS), (counts, keys, words), (room,))
-        merge_runs((self.blocks, MERGE_PROGRAMS), (counts, keys, words), (room,))
-        sizes = (room, self.tiles_x, self.tiles_per_image, self.blocks_x, self.blocks_per_image, self.blocks)
+        throw(self._grid, (rows.geometry, rows.radii, rows.depths, counts, keys), (self.count, key_room, self.width, self.height))
+        sort_lists((self.blocks, SORT_PROGRAMS), (counts, keys, words), (key_room,))
+        merge_runs((self.blocks, MERGE_PROGRAMS), (counts, keys, words), (key_room,))
+        sizes = (room, key_room, self.tiles_x, self.tiles_per_image, self.blocks_x, self.blocks_per_image, self.blocks)
         take((self.tiles,), (counts, words, members, ranges), sizes)
         return members, ranges
 
