@@ -1,7 +1,7 @@
 """Backends `gluon` and `triton`: the semantics of `reference` in kernels, float32, any channel count, any batch.
 
-Projection, lists of tiles and blending take nine launches forward and two backward. The host waits once, for the number of pairs of
-tiles and Gaussians, while the device already draws into the room that the last such call needed; with `options.capacity` it never
+Projection, lists of tiles and blending take eight launches forward and three backward. The host waits once, for the number of pairs
+of tiles and Gaussians, while the device already draws into the room that the last such call needed; with `options.capacity` it never
 waits, and the call can be recorded in a CUDA graph. Runs on the CPU under Triton's interpreter (TRITON_INTERPRET=1), slowly, for tests.
 """
 
