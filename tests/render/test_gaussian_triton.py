@@ -8,7 +8,7 @@ import torch
 from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
-from lib.render.gaussian import interface, tiled
+from lib.render.gaussian import contract, interface, tiled
 from lib.render.gaussian.contract import DEFAULT, Capacity, RasterOptions
 from lib.render.gaussian.interface import rasterize
 from tests.render.test_gaussian_reference import FIELDS, SCENES, leaves, make_camera, on_axis, scattered, some_background, stacked
@@ -74,9 +74,9 @@ def test_under_the_interpreter():
 
 
 @interpreted
-@pytest.mark.parametrize(("scene", "channels"), [("scattered", 3), ("scattered", 48), ("stacked", 32), ("stacked", 48), ("tied", 3), ("tied", 32)])
+@pytest.mark.parametrize(("scene", "channels"), [("scattered", 3), ("stacked", 48), ("tied", 32)])
 def test_picture_and_gradients_are_those_of_reference(scene, channels):
-    assert_is_reference(SCENES[scene](channels, count=40), make_camera(37, 21))
+    assert_is_reference(SCENES[scene](channels, count=30), make_camera(29, 19))
 
 
 @interpreted
@@ -216,17 +216,106 @@ def test_gradients_of_a_drawing_without_room_are_made_up_but_stay_inside():
 
 
 @interpreted
-def test_room_on_the_cpu_is_what_is_needed():
-    cloud, camera = single(stacked(3, count=15), make_camera(13, 9))
-    picture = tiled.Picture(2, 13, 9, False, tiled.TRITON.tile)
-    rows, lengths = tiled.project_cloud(cloud, camera, picture)
-    calls, result = [], (torch.zeros(1), torch.zeros(1), ())
-    returned = tiled._in_enough_room(lambda *arguments: calls.append(arguments) or result, rows, lengths, lengths.cumsum(dim=0), picture)
-    assert returned is result
-    (room, given), = calls
-    assert room == int(lengths.sum())
-    assert torch.equal(given, lengths)
+def test_room_on_the_cpu_is_what_is_needed(monkeypatch):
+    with torch.no_grad():
+        asked, blend = [], tiled._blend
+        monkeypatch.setattr(tiled, "_blend", lambda *arguments: asked.append(arguments[-1]) or blend(*arguments))
+        scene, capacity = single(stacked(3, count=15), make_camera(13, 9)), Capacity(1000)
+        plain = rasterize(*scene, some_background(3).float(), backend="triton")
+        rasterize(*scene, some_background(3).float(), backend="triton", options=RasterOptions(capacity=capacity))
+    assert torch.isfinite(plain.features).all()
+    assert asked == [int(capacity.needed), 1000]
     assert not tiled._rooms  # only on devices that answer late
+
+
+class LateWord:
+    """What stands for a word that a device writes."""
+
+    def __init__(self):
+        self.tensor = torch.tensor([-1])
+
+    def clear(self):
+        self.tensor.fill_(-1)
+
+    def wait(self):
+        assert self.tensor[0] >= 0
+        return int(self.tensor)
+
+
+class LateFeatures(torch.Tensor):
+    """Features that say that they are on a device."""
+
+    is_cuda = True
+
+    def get_device(self):
+        return 0
+
+
+@interpreted
+def test_devices_that_answer_late_draw_into_the_room_of_the_last_call(monkeypatch):
+    cloud, camera = single(stacked(3, count=12), make_camera(19, 13))
+    background, blend, rooms = some_background(3).float(), tiled._blend, []
+    scene = tiled.scene_of(2, 12, 2, 19, 13, False, tiled.TRITON.tile)
+    blender = tiled._blender(tiled.TRITON, scene, 3, False, False, False, False)
+
+    def blended(rows, counts, features, *rest):
+        rooms.append(rest[-1])
+        return blend(rows, counts, cloud.features, *rest)
+
+    def image_of(scales):
+        rooms.clear()
+        inputs = (cloud.means, cloud.quats_wxyz, scales, cloud.opacities, camera.world_to_camera, camera.intrinsics)
+        return tiled._in_enough_room(inputs, cloud.features.as_subclass(LateFeatures), background, scene, blender, None)[1][0]
+
+    def image_that_is_right(scales):
+        return rasterize(dataclasses.replace(cloud, scales=scales), camera, background, backend="triton").features
+
+    few, many, fewest = 0.3 * cloud.scales, 2.0 * cloud.scales, 1e-3 * cloud.scales
+    right = [image_that_is_right(scales) for scales in (few, many, fewest)]
+    monkeypatch.setattr(tiled, "_blend", blended)
+    monkeypatch.setattr(tiled, "_rooms", {})
+    monkeypatch.setattr(tiled._local, "total", LateWord(), raising=False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert torch.equal(image_of(few), right[0])
+    first, = rooms  # no room was known: one drawing
+    assert first > int(tiled._local.total.tensor)
+    assert torch.equal(image_of(few), right[0])
+    assert rooms == [first]
+    assert torch.equal(image_of(many), right[1])
+    assert rooms == [first, contract.room_for(int(tiled._local.total.tensor), tiled.SPARE)]  # once more, with enough
+    wide = rooms[1]
+    assert torch.equal(image_of(fewest), right[2])
+    total = int(tiled._local.total.tensor)
+    assert rooms == [wide]
+    assert 0 < 2 * total < wide
+    assert torch.equal(image_of(fewest), right[2])
+    assert rooms == [contract.room_for(total, tiled.SPARE)]  # far too much room is given back
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(InputError, match="CUDA graph"):
+        image_of(few)
+
+
+@interpreted
+@pytest.mark.parametrize("options", [DEFAULT, RasterOptions(deterministic=True)])
+def test_odd_offsets_change_nothing(options):
+    def odd(value):
+        place = torch.empty(value.numel() + 1, dtype=value.dtype)[1:].view(value.shape).copy_(value)
+        assert place.data_ptr() % 16
+        return place
+
+    cloud, camera = single(stacked(3, count=15), make_camera(13, 9))
+    moved = GaussianCloud(**{name: odd(getattr(cloud, name)) for name in FIELDS})
+    where = Camera(odd(camera.world_to_camera), odd(camera.intrinsics), camera.width, camera.height)
+    results = []
+    for own, seen, modify in ((cloud, camera, torch.clone), (moved, where, odd)):
+        sources = [getattr(own, name).requires_grad_() for name in FIELDS]
+        background = modify(some_background(3).float()).requires_grad_()
+        image = rasterize(own, seen, background, backend="triton", options=options)
+        d_image, d_alpha = (modify(random_like(part, 5).float()) for part in (image.features, image.alpha))
+        gradients = torch.autograd.grad([image.features, image.alpha], [*sources, background], [d_image, d_alpha])
+        results.append([image.features, image.alpha, image.radii, *gradients])
+    for ours, right in zip(*results, strict=True):
+        assert torch.equal(ours, right)
 
 
 @interpreted
@@ -322,7 +411,7 @@ def test_single_gradients_are_those_of_all(wanted):
 @interpreted
 def test_without_gradients_nothing_is_kept(monkeypatch):
     saves, original = [], tiled.Draw.apply
-    monkeypatch.setattr(tiled.Draw, "apply", lambda *arguments: saves.append(arguments[-1]) or original(*arguments))
+    monkeypatch.setattr(tiled.Draw, "apply", lambda *arguments: saves.append(arguments[9].save) or original(*arguments))
     cloud, camera = single(scattered(3, count=20), make_camera())
     own, where = leaves(cloud, camera)
     background = some_background(3).float()
