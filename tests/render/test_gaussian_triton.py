@@ -76,19 +76,18 @@ def test_under_the_interpreter():
 @interpreted
 @pytest.mark.parametrize(("scene", "channels"), [("scattered", 3), ("stacked", 48), ("tied", 32)])
 def test_picture_and_gradients_are_those_of_reference(scene, channels):
-    assert_is_reference(SCENES[scene](channels, count=30), make_camera(29, 19))
+    assert_is_reference(SCENES[scene](channels, count=25), make_camera(27, 15))
 
 
 @interpreted
 @pytest.mark.parametrize("options", [DEFAULT, RasterOptions(deterministic=True)])
 def test_many_channels_take_several_programs(options):
-    assert_is_reference(stacked(80, count=25), make_camera(19, 9), options)
+    assert_is_reference(stacked(80, count=17), make_camera(13, 9), options)
 
 
 @interpreted
-@pytest.mark.parametrize("channels", [3, 48])
-def test_deterministic_gradients_are_those_of_reference(channels):
-    assert_is_reference(stacked(channels, count=20), make_camera(19, 13), RasterOptions(deterministic=True))
+def test_deterministic_gradients_are_those_of_reference():
+    assert_is_reference(stacked(48, count=20), make_camera(19, 13), RasterOptions(deterministic=True))
 
 
 @interpreted
@@ -102,14 +101,16 @@ def test_gradients_of_one_cloud_are_summed_over_cameras(options):
 @pytest.mark.parametrize("options", [RasterOptions(clip=True), RasterOptions(clip=True, deterministic=True)])
 def test_clipped_picture_is_that_of_reference(options):
     # Opaque ones reach further than three deviations: at 16 px from the mean something is left out.
-    cloud, camera = on_axis([0.985, 0.9, 0.97], [0.72, 0.5, 1.1], [2.0, 2.1, 2.2], width=60, height=40)
+    cloud, camera = on_axis([0.985, 0.9, 0.97], [0.72, 0.5, 1.1], [2.0, 2.1, 2.2], width=52, height=36)
     clipped = assert_is_reference(cloud, camera, options)
-    assert not torch.equal(clipped[0], drawn("triton", *single(cloud, camera))[0])
+    if not options.deterministic:
+        with torch.no_grad():
+            assert not torch.equal(clipped[0], rasterize(*single(cloud, camera), some_background(3).float(), backend="triton").features)
 
 
 @interpreted
 def test_half_precision_is_that_of_the_picture_only():
-    scene = single(stacked(3, count=20), make_camera(19, 13))
+    scene = single(stacked(3, count=12), make_camera(13, 9))
     whole = drawn("triton", *scene, loss=lambda image: image.features.float().sum())
     half = drawn("triton", *scene, RasterOptions(dtype=torch.float16), loss=lambda image: image.features.float().sum())
     assert half[0].dtype == torch.float16
@@ -253,9 +254,9 @@ class LateFeatures(torch.Tensor):
 
 @interpreted
 def test_devices_that_answer_late_draw_into_the_room_of_the_last_call(monkeypatch):
-    cloud, camera = single(stacked(3, count=12), make_camera(19, 13))
+    cloud, camera = single(stacked(3, count=6), make_camera(13, 9))
     background, blend, rooms = some_background(3).float(), tiled._blend, []
-    scene = tiled.scene_of(2, 12, 2, 19, 13, False, tiled.TRITON.tile)
+    scene = tiled.scene_of(2, 6, 2, 13, 9, False, tiled.TRITON.tile)
     blender = tiled._blender(tiled.TRITON, scene, 3, False, False, False, False)
 
     def blended(rows, counts, features, *rest):
@@ -326,18 +327,18 @@ def test_beyond_what_kernels_can_number_is_refused():
 
 
 @interpreted
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (8, 8), (16, 24), (33, 7), (9, 1), (1, 9)])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (8, 12), (33, 7), (1, 9)])
 def test_any_size_is_reference(width, height):
     assert_is_reference(scattered(3, seed=6, count=20), make_camera(width, height))
 
 
 @interpreted
 def test_far_off_centre_principal_point_is_reference():
-    assert_is_reference(scattered(3, seed=7), make_camera(principal=(14.0, -11.0)))
+    assert_is_reference(scattered(3, seed=7), make_camera(19, 13, principal=(14.0, -11.0)))
 
 
 @interpreted
-@pytest.mark.parametrize("count", [15, 16, 17, 300])
+@pytest.mark.parametrize("count", [15, 16, 17, 100])
 def test_long_lists_are_reference(count):
     # Faint ones on one pixel: whole chunks, one more, one less, and many.
     cloud, camera = on_axis([0.01] * count, [0.3] * count, [2.0 + 0.01 * k for k in range(count)])
@@ -355,7 +356,7 @@ def test_stopping_and_clamping_are_those_of_reference(opacities):
 
 @interpreted
 def test_one_gaussian_over_the_whole_picture():
-    assert_is_reference(*on_axis([0.6], [50.0], [2.0], width=40, height=30))
+    assert_is_reference(*on_axis([0.6], [50.0], [2.0], width=28, height=20))
 
 
 @interpreted
@@ -396,16 +397,16 @@ def test_strides_change_nothing():
 
 
 @interpreted
-@pytest.mark.parametrize("wanted", FIELDS)
-def test_single_gradients_are_those_of_all(wanted):
-    cloud, camera = single(scattered(3, count=20), make_camera())
+def test_single_gradients_are_those_of_all():
+    cloud, camera = single(scattered(3, count=10), make_camera(13, 9))
     whole, _ = leaves(cloud, camera)
-    alone = dataclasses.replace(cloud, **{wanted: getattr(cloud, wanted).clone().requires_grad_()})
     background = some_background(3).float()
-    ours, expected = (
-        torch.autograd.grad(rasterize(c, camera, background, backend="triton").features.square().sum(), getattr(c, wanted))[0] for c in (alone, whole)
-    )
-    assert torch.equal(ours, expected)  # also: the same bits every time
+    loss = rasterize(whole, camera, background, backend="triton").features.square().sum()
+    expected = torch.autograd.grad(loss, [getattr(whole, name) for name in FIELDS])
+    for wanted, right in zip(FIELDS, expected, strict=True):
+        alone = dataclasses.replace(cloud, **{wanted: getattr(cloud, wanted).clone().requires_grad_()})
+        loss = rasterize(alone, camera, background, backend="triton").features.square().sum()
+        assert torch.equal(torch.autograd.grad(loss, getattr(alone, wanted))[0], right)  # also: the same bits every time
 
 
 @interpreted
