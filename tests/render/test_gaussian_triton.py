@@ -76,7 +76,7 @@ def test_under_the_interpreter():
 @interpreted
 @pytest.mark.parametrize(("scene", "channels"), [("scattered", 3), ("stacked", 48), ("tied", 32)])
 def test_picture_and_gradients_are_those_of_reference(scene, channels):
-    assert_is_reference(SCENES[scene](channels, count=25), make_camera(27, 15))
+    assert_is_reference(SCENES[scene](channels, count=30), make_camera(29, 19))
 
 
 @interpreted
@@ -101,11 +101,10 @@ def test_gradients_of_one_cloud_are_summed_over_cameras(options):
 @pytest.mark.parametrize("options", [RasterOptions(clip=True), RasterOptions(clip=True, deterministic=True)])
 def test_clipped_picture_is_that_of_reference(options):
     # Opaque ones reach further than three deviations: at 16 px from the mean something is left out.
-    cloud, camera = on_axis([0.985, 0.9, 0.97], [0.72, 0.5, 1.1], [2.0, 2.1, 2.2], width=52, height=36)
+    cloud, camera = on_axis([0.985, 0.9, 0.97], [0.72, 0.5, 1.1], [2.0, 2.1, 2.2], width=60, height=40)
     clipped = assert_is_reference(cloud, camera, options)
     if not options.deterministic:
-        with torch.no_grad():
-            assert not torch.equal(clipped[0], rasterize(*single(cloud, camera), some_background(3).float(), backend="triton").features)
+        assert not torch.equal(clipped[0], drawn("triton", *single(cloud, camera))[0])
 
 
 @interpreted
@@ -279,7 +278,7 @@ def test_devices_that_answer_late_draw_into_the_room_of_the_last_call(monkeypatc
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert torch.equal(image_of(few), right[0])
     first, = rooms  # no room was known: one drawing
-    assert first > int(tiled._local.total.tensor)
+    assert first == contract.room_for(int(tiled._local.total.tensor), tiled.SPARE)
     assert torch.equal(image_of(few), right[0])
     assert rooms == [first]
     assert torch.equal(image_of(many), right[1])
