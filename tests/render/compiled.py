@@ -22,13 +22,17 @@ from lib.render.gaussian.tiled import GLUON, TRITON, Blending
 BOTH = (False, True)
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 KINDS = {  # of arguments; all others are pointers to float32
-    "*i64": {"ends", "keys"}, "*i32": {"members", "stops", "radii", "left", "lengths"},
+    "*i64": {"counts", "total", "copy", "keys"}, "*i32": {"members", "ranges", "stops", "radii", "lasts", "words"},
     "i32": {
-        "count", "images", "room", "stride_b", "stride_c", "stride_y", "stride_x", "tiles_x", "tiles_per_image", "width", "height", "channels",
-        "feature_rows", "tiles",
+        "count", "images", "room", "key_room", "stride_b", "stride_c", "stride_y", "stride_x", "tiles_x", "tiles_per_image", "blocks_x",
+        "blocks_per_image", "blocks", "width", "height", "channels", "feature_rows",
     },
 }
-ODD = {"count", "images", "room", "tiles_x", "tiles_per_image", "feature_rows", "tiles"}  # integers that are no multiples of 16
+# Integers that need not be multiples of 16.
+ODD = {
+    "count", "images", "room", "key_room", "tiles_x", "tiles_per_image", "blocks_x", "blocks_per_image", "blocks", "width", "height", "stride_x",
+    "feature_rows",
+}
 
 
 @dataclass(frozen=True)
@@ -83,21 +87,26 @@ def blending_variants(name: str, blending: Blending, every: bool) -> Iterator[Va
 def tile_variants(every: bool) -> Iterator[Variant]:
     """Of everything before and after blending."""
     fixed = {"BLOCK": tiles.PROJECT_BLOCK, "COLUMNS": tiles.COLUMNS}
-    launch = projection_kernels.LAUNCH
+    exactly = dict(projection_kernels.EXACTLY)
     shapes = {GLUON.tile, TRITON.tile} if every else {GLUON.tile}
     for (tile_x, tile_y), clip in itertools.product(sorted(shapes), BOTH):
         shape = {"CLIP": clip, "TILE_X": tile_x, "TILE_Y": tile_y}
         for shared in BOTH if every else (clip,):
-            yield Variant("project_forward", projection_kernels.project_forward, {"SHARED": shared, **shape, **fixed}, tiles.PROJECT_WARPS, launch)
-        yield Variant("throw", binning_kernels.throw, {**shape, **fixed}, tiles.PROJECT_WARPS, launch)
+            yield Variant("project_forward", projection_kernels.project_forward, {"SHARED": shared, **shape, **fixed}, tiles.PROJECT_WARPS, exactly)
+        yield Variant("throw", binning_kernels.throw, {**shape, **fixed}, tiles.PROJECT_WARPS, exactly)
         for channels, parts in ((16, 1), (32, 1), (64, 1), (64, 2)) if every else ((16 if clip else 64, 1 + clip),):
             constants = {**shape, "BLOCK": tiles.SUM_BLOCK, "CHANNELS": channels, "PARTS": parts}
-            yield Variant("sum_rows", binning_kernels.sum_rows, constants, tiles.SUM_WARPS, launch)
+            yield Variant("sum_rows", binning_kernels.sum_rows, constants, tiles.SUM_WARPS, exactly)
     for shared, pose in itertools.product(BOTH, BOTH):
         constants = {"SHARED": shared, "POSE": pose, "BLOCK": tiles.BACKWARD_BLOCK}
-        yield Variant("project_backward", projection_kernels.project_backward, constants, tiles.BACKWARD_WARPS, launch)
-    yield Variant("sort_short", binning_kernels.sort_short, {"LIMIT": tiles.SORT_LIMIT}, tiles.SHORT_WARPS, {})
-    yield Variant("sort_long", binning_kernels.sort_long, {"LIMIT": tiles.SORT_LIMIT}, tiles.LONG_WARPS, {})
+        yield Variant("project_backward", projection_kernels.project_backward, constants, tiles.BACKWARD_WARPS, exactly)
+    yield Variant("scan", binning_kernels.scan, {"BLOCK": tiles.SCAN_BLOCK}, tiles.SCAN_WARPS, {})
+    yield Variant("sort_lists", binning_kernels.sort_lists, {"RUN": tiles.RUN}, tiles.SORT_WARPS, {})
+    merging = {"RUN": tiles.RUN, "STEPS": tiles.RUN.bit_length(), "BLOCK": tiles.MERGE_BLOCK}
+    yield Variant("merge_runs", binning_kernels.merge_runs, merging, tiles.MERGE_WARPS, {})
+    for tile_x, tile_y in sorted(shapes):
+        taking = {"TILE_X": tile_x, "TILE_Y": tile_y, "BLOCK": tiles.TAKE_BLOCK}
+        yield Variant("take", binning_kernels.take, taking, tiles.TAKE_WARPS, {})
 
 
 def variants(every: bool = False) -> Iterator[Variant]:
@@ -119,7 +128,7 @@ def built(variant: Variant, architecture: int) -> Needs:
             signature[name], constants[name] = "constexpr", 1
             continue
         signature[name] = next((kind for kind, names in KINDS.items() if name in names), "*fp32")
-        if name not in ODD and not (name == "channels" and not constants.get("FULL", True)) and name not in ("width", "height", "stride_x"):
+        if name not in ODD and not (name == "channels" and not constants.get("FULL", False)):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource
     if variant.name.startswith("gluon"):

@@ -8,7 +8,7 @@ import torch
 from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
-from lib.render.gaussian import interface, tiled
+from lib.render.gaussian import contract, interface, tiled
 from lib.render.gaussian.contract import DEFAULT, Capacity, RasterOptions
 from lib.render.gaussian.interface import rasterize
 from tests.render.test_gaussian_reference import FIELDS, SCENES, leaves, make_camera, on_axis, scattered, some_background, stacked
@@ -74,21 +74,20 @@ def test_under_the_interpreter():
 
 
 @interpreted
-@pytest.mark.parametrize(("scene", "channels"), [("scattered", 3), ("scattered", 48), ("stacked", 32), ("stacked", 48), ("tied", 3), ("tied", 32)])
+@pytest.mark.parametrize(("scene", "channels"), [("scattered", 3), ("stacked", 48), ("tied", 32)])
 def test_picture_and_gradients_are_those_of_reference(scene, channels):
-    assert_is_reference(SCENES[scene](channels, count=40), make_camera(37, 21))
+    assert_is_reference(SCENES[scene](channels, count=30), make_camera(29, 19))
 
 
 @interpreted
 @pytest.mark.parametrize("options", [DEFAULT, RasterOptions(deterministic=True)])
 def test_many_channels_take_several_programs(options):
-    assert_is_reference(stacked(80, count=25), make_camera(19, 9), options)
+    assert_is_reference(stacked(80, count=17), make_camera(13, 9), options)
 
 
 @interpreted
-@pytest.mark.parametrize("channels", [3, 48])
-def test_deterministic_gradients_are_those_of_reference(channels):
-    assert_is_reference(stacked(channels, count=20), make_camera(19, 13), RasterOptions(deterministic=True))
+def test_deterministic_gradients_are_those_of_reference():
+    assert_is_reference(stacked(48, count=20), make_camera(19, 13), RasterOptions(deterministic=True))
 
 
 @interpreted
@@ -104,12 +103,13 @@ def test_clipped_picture_is_that_of_reference(options):
     # Opaque ones reach further than three deviations: at 16 px from the mean something is left out.
     cloud, camera = on_axis([0.985, 0.9, 0.97], [0.72, 0.5, 1.1], [2.0, 2.1, 2.2], width=60, height=40)
     clipped = assert_is_reference(cloud, camera, options)
-    assert not torch.equal(clipped[0], drawn("triton", *single(cloud, camera))[0])
+    if not options.deterministic:
+        assert not torch.equal(clipped[0], drawn("triton", *single(cloud, camera))[0])
 
 
 @interpreted
 def test_half_precision_is_that_of_the_picture_only():
-    scene = single(stacked(3, count=20), make_camera(19, 13))
+    scene = single(stacked(3, count=12), make_camera(13, 9))
     whole = drawn("triton", *scene, loss=lambda image: image.features.float().sum())
     half = drawn("triton", *scene, RasterOptions(dtype=torch.float16), loss=lambda image: image.features.float().sum())
     assert half[0].dtype == torch.float16
@@ -168,7 +168,7 @@ def test_too_little_room_is_noticed_and_made(capsys):
     for ours, right in zip(drawn("triton", *scene, RasterOptions(capacity=enough)), expected, strict=True):
         assert torch.equal(ours, right)
     assert not enough.overflowed()
-    total = int(enough.needed)
+    total = int(enough.needed[0])
     assert not Capacity(0).overflowed()  # before any drawing
 
     capacity = Capacity(total - 1)
@@ -197,7 +197,7 @@ def test_too_little_room_is_noticed_and_made(capsys):
 
 @interpreted
 def test_more_room_than_can_be_named_is_refused():
-    needed = torch.tensor([1 << 31])
+    needed = torch.tensor([1 << 31, 1])
     with pytest.raises(InputError, match="2147483648 pairs"):
         Capacity(5, needed).overflowed()
     scene = single(stacked(3, count=3), make_camera(13, 9))
@@ -216,17 +216,105 @@ def test_gradients_of_a_drawing_without_room_are_made_up_but_stay_inside():
 
 
 @interpreted
-def test_room_on_the_cpu_is_what_is_needed():
+def test_room_on_the_cpu_is_what_is_needed(monkeypatch):
+    with torch.no_grad():
+        asked, blend = [], tiled._blend
+        monkeypatch.setattr(tiled, "_blend", lambda *arguments: asked.append(arguments[-1]) or blend(*arguments))
+        scene, capacity = single(stacked(3, count=15), make_camera(13, 9)), Capacity(1000)
+        plain = rasterize(*scene, some_background(3).float(), backend="triton")
+        rasterize(*scene, some_background(3).float(), backend="triton", options=RasterOptions(capacity=capacity))
+    assert torch.isfinite(plain.features).all()
+    assert asked == [tuple(capacity.needed.tolist()), (1000, 1000)]
+
+
+class LateWord:
+    """What stands for a word that a device writes."""
+
+    def __init__(self):
+        self.tensor = torch.tensor([-1, -1])
+
+    def clear(self):
+        self.tensor.fill_(-1)
+
+    def wait(self):
+        assert self.tensor.min() >= 0
+        return tuple(self.tensor.tolist())
+
+
+class LateFeatures(torch.Tensor):
+    """Features that say that they are on a device."""
+
+    is_cuda = True
+
+    def get_device(self):
+        return 0
+
+
+@interpreted
+def test_devices_that_answer_late_draw_into_the_room_of_the_last_call(monkeypatch):
+    cloud, camera = single(stacked(3, count=6), make_camera(13, 9))
+    background, blend, rooms = some_background(3).float(), tiled._blend, []
+    blender = tiled.blender_of(tiled.TRITON, 2, 6, 2, 3, 13, 9, False, False, False, False, 0)
+
+    def blended(rows, counts, features, *rest):
+        rooms.append(rest[-1])
+        return blend(rows, counts, cloud.features, *rest)
+
+    def image_of(scales):
+        rooms.clear()
+        inputs = (cloud.means, cloud.quats_wxyz, scales, cloud.opacities, camera.world_to_camera, camera.intrinsics)
+        return tiled._in_enough_room(inputs, cloud.features.as_subclass(LateFeatures), background, blender.scene, blender, None)[1][0]
+
+    def image_that_is_right(scales):
+        return rasterize(dataclasses.replace(cloud, scales=scales), camera, background, backend="triton").features
+
+    few, many, fewest = 0.3 * cloud.scales, 2.0 * cloud.scales, 1e-3 * cloud.scales
+    right = [image_that_is_right(scales) for scales in (few, many, fewest)]
+    monkeypatch.setattr(tiled, "_blend", blended)
+    monkeypatch.setattr(tiled._local, "total", LateWord(), raising=False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert torch.equal(image_of(few), right[0])
+    first, = rooms  # no room was known: one drawing
+    def needed():
+        return tuple(contract.room_for(count, tiled.SPARE) for count in tiled._local.total.tensor.tolist())
+
+    assert first == needed()
+    assert torch.equal(image_of(few), right[0])
+    assert rooms == [first]
+    assert torch.equal(image_of(many), right[1])
+    assert rooms == [first, needed()]  # once more, with enough
+    wide = rooms[1]
+    assert torch.equal(image_of(fewest), right[2])
+    assert rooms == [wide]
+    assert 0 < 2 * needed()[0] < wide[0]
+    assert torch.equal(image_of(fewest), right[2])
+    assert rooms == [needed()]  # far too much room is given back
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(InputError, match="CUDA graph"):
+        image_of(few)
+
+
+@interpreted
+@pytest.mark.parametrize("options", [DEFAULT, RasterOptions(deterministic=True)])
+def test_odd_offsets_change_nothing(options):
+    def odd(value):
+        place = torch.empty(value.numel() + 1, dtype=value.dtype)[1:].view(value.shape).copy_(value)
+        assert place.data_ptr() % 16
+        return place
+
     cloud, camera = single(stacked(3, count=15), make_camera(13, 9))
-    picture = tiled.Picture(2, 13, 9, False, tiled.TRITON.tile)
-    rows, lengths = tiled.project_cloud(cloud, camera, picture)
-    calls, result = [], (torch.zeros(1), torch.zeros(1), ())
-    returned = tiled._in_enough_room(lambda *arguments: calls.append(arguments) or result, rows, lengths, lengths.cumsum(dim=0), picture)
-    assert returned is result
-    (room, given), = calls
-    assert room == int(lengths.sum())
-    assert torch.equal(given, lengths)
-    assert not tiled._rooms  # only on devices that answer late
+    moved = GaussianCloud(**{name: odd(getattr(cloud, name)) for name in FIELDS})
+    where = Camera(odd(camera.world_to_camera), odd(camera.intrinsics), camera.width, camera.height)
+    results = []
+    for own, seen, modify in ((cloud, camera, torch.clone), (moved, where, odd)):
+        sources = [getattr(own, name).requires_grad_() for name in FIELDS]
+        background = modify(some_background(3).float()).requires_grad_()
+        image = rasterize(own, seen, background, backend="triton", options=options)
+        d_image, d_alpha = (modify(random_like(part, 5).float()) for part in (image.features, image.alpha))
+        gradients = torch.autograd.grad([image.features, image.alpha], [*sources, background], [d_image, d_alpha])
+        results.append([image.features, image.alpha, image.radii, *gradients])
+    for ours, right in zip(*results, strict=True):
+        assert torch.equal(ours, right)
 
 
 @interpreted
@@ -237,18 +325,18 @@ def test_beyond_what_kernels_can_number_is_refused():
 
 
 @interpreted
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (8, 8), (16, 24), (33, 7), (9, 1), (1, 9)])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (8, 12), (33, 7), (1, 9)])
 def test_any_size_is_reference(width, height):
     assert_is_reference(scattered(3, seed=6, count=20), make_camera(width, height))
 
 
 @interpreted
 def test_far_off_centre_principal_point_is_reference():
-    assert_is_reference(scattered(3, seed=7), make_camera(principal=(14.0, -11.0)))
+    assert_is_reference(scattered(3, seed=7), make_camera(19, 13, principal=(14.0, -11.0)))
 
 
 @interpreted
-@pytest.mark.parametrize("count", [15, 16, 17, 300])
+@pytest.mark.parametrize("count", [15, 16, 17, 100])
 def test_long_lists_are_reference(count):
     # Faint ones on one pixel: whole chunks, one more, one less, and many.
     cloud, camera = on_axis([0.01] * count, [0.3] * count, [2.0 + 0.01 * k for k in range(count)])
@@ -266,7 +354,7 @@ def test_stopping_and_clamping_are_those_of_reference(opacities):
 
 @interpreted
 def test_one_gaussian_over_the_whole_picture():
-    assert_is_reference(*on_axis([0.6], [50.0], [2.0], width=40, height=30))
+    assert_is_reference(*on_axis([0.6], [50.0], [2.0], width=28, height=20))
 
 
 @interpreted
@@ -307,22 +395,22 @@ def test_strides_change_nothing():
 
 
 @interpreted
-@pytest.mark.parametrize("wanted", FIELDS)
-def test_single_gradients_are_those_of_all(wanted):
-    cloud, camera = single(scattered(3, count=20), make_camera())
+def test_single_gradients_are_those_of_all():
+    cloud, camera = single(scattered(3, count=10), make_camera(13, 9))
     whole, _ = leaves(cloud, camera)
-    alone = dataclasses.replace(cloud, **{wanted: getattr(cloud, wanted).clone().requires_grad_()})
     background = some_background(3).float()
-    ours, expected = (
-        torch.autograd.grad(rasterize(c, camera, background, backend="triton").features.square().sum(), getattr(c, wanted))[0] for c in (alone, whole)
-    )
-    assert torch.equal(ours, expected)  # also: the same bits every time
+    loss = rasterize(whole, camera, background, backend="triton").features.square().sum()
+    expected = torch.autograd.grad(loss, [getattr(whole, name) for name in FIELDS])
+    for wanted, right in zip(FIELDS, expected, strict=True):
+        alone = dataclasses.replace(cloud, **{wanted: getattr(cloud, wanted).clone().requires_grad_()})
+        loss = rasterize(alone, camera, background, backend="triton").features.square().sum()
+        assert torch.equal(torch.autograd.grad(loss, getattr(alone, wanted))[0], right)  # also: the same bits every time
 
 
 @interpreted
 def test_without_gradients_nothing_is_kept(monkeypatch):
     saves, original = [], tiled.Draw.apply
-    monkeypatch.setattr(tiled.Draw, "apply", lambda *arguments: saves.append(arguments[-1]) or original(*arguments))
+    monkeypatch.setattr(tiled.Draw, "apply", lambda *arguments: saves.append(arguments[9].save) or original(*arguments))
     cloud, camera = single(scattered(3, count=20), make_camera())
     own, where = leaves(cloud, camera)
     background = some_background(3).float()

@@ -235,7 +235,7 @@ def sum_rows(
                 part = 0
                 while part < PARTS:
                     row = pair_geometry + (place[:, None] + part * room.to(tl.int64)) * 8
-                    moments += tl.load(row + value[None, :], mask=here[:, None], other=0.0)
+                    moments += tl.load(row + value[None, :], mask=here[:, None] & (value < 6)[None, :], other=0.0)
                     part += 1
             column += 1
         step += 1

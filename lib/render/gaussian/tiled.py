@@ -47,7 +47,7 @@ class Blending:
 
 
 GLUON = Blending("lib.render.gaussian.gluon_kernels", (8, 4), 16, 1, 1)
-TRITON = Blending("lib.render.gaussian.triton_kernels", (8, 8), 16, 2, 4)
+TRITON = Blending("lib.render.gaussian.triton_kernels", (8, 4), 16, 4, 4)
 
 
 def triton_obstacle(cloud: GaussianCloud) -> str | None:
