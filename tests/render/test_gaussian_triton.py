@@ -8,7 +8,7 @@ import torch
 from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
-from lib.render.gaussian import contract, interface, tiled
+from lib.render.gaussian import contract, interface, launch, tiled
 from lib.render.gaussian.contract import DEFAULT, Capacity, RasterOptions
 from lib.render.gaussian.interface import rasterize
 from tests.render.test_gaussian_reference import FIELDS, SCENES, leaves, make_camera, on_axis, scattered, some_background, stacked
@@ -173,7 +173,9 @@ def test_too_little_room_is_noticed_and_made(capsys):
 
     capacity = Capacity(total - 1)
     options = RasterOptions(capacity=capacity)
-    assert torch.isnan(rasterize(*scene, background, backend="triton", options=options).features).all()
+    cut = rasterize(*scene, background, backend="triton", options=options)
+    assert torch.isnan(cut.features).all()
+    assert torch.isnan(cut.alpha).all()
     assert capsys.readouterr().out == ""
     assert capacity.overflowed()
     assert capsys.readouterr().out == f"rasterizer: {total} pairs of tiles and Gaussians, room for {total - 1}; drawing again with more\n"
@@ -213,6 +215,52 @@ def test_gradients_of_a_drawing_without_room_are_made_up_but_stay_inside():
         for room in (0, 40):
             results = drawn("triton", *scene, RasterOptions(capacity=Capacity(room), deterministic=deterministic))
             assert torch.isnan(results[0]).all()
+
+
+@interpreted
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_no_channels_leave_alpha(deterministic):
+    cloud, camera = single(stacked(3, count=6), make_camera(13, 9))
+    expected = rasterize(cloud, camera, some_background(3).float(), backend="triton").alpha
+    own, where = leaves(dataclasses.replace(cloud, features=cloud.features[..., :0]), camera)
+    image = rasterize(own, where, torch.zeros(0), backend="triton", options=RasterOptions(deterministic=deterministic))
+    assert image.features.shape == (2, 0, 9, 13)
+    assert torch.equal(image.alpha, expected)
+    assert torch.autograd.grad(image.alpha.sum(), own.opacities)[0].any()
+
+
+@interpreted
+@pytest.mark.parametrize(("what", "message"), [
+    ("background", r"background is \(3,\) torch.float64 on cpu; expected \(3,\) torch.float32"),
+    ("pose", r"world_to_camera is \(2, 3, 4\) torch.float64"), ("short", r"background is \(1,\)"),
+    ("intrinsics", "no gradient to intrinsics"),
+])
+def test_what_kernels_would_misread_is_refused(what, message):
+    cloud, camera = single(stacked(3, count=6), make_camera(13, 9))
+    background = some_background(3).float()
+    camera = dataclasses.replace(camera, world_to_camera=camera.world_to_camera.double()) if what == "pose" else camera
+    camera = dataclasses.replace(camera, intrinsics=camera.intrinsics.clone().requires_grad_()) if what == "intrinsics" else camera
+    background = {"background": background.double(), "short": background[:1]}.get(what, background)
+    with pytest.raises(InputError, match=message):
+        rasterize(cloud, camera, background, backend="triton")
+
+
+def test_an_interrupted_drawing_does_not_answer_for_the_next(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(1))
+    monkeypatch.setattr(launch.torch, "empty", lambda *shape, **options: torch.zeros(*shape, dtype=torch.int64))
+    words = launch.HostWords(2)
+    words.clear()
+    assert words.tensor.tolist() == [-1, -1]
+    words.tensor.copy_(torch.tensor([5, 3]))
+    assert words.wait() == (5, 3)
+    words.clear()
+    assert not waited
+    words.clear()  # nobody has waited
+    assert waited == [1]
+    monkeypatch.setattr(launch, "HANG", 0.0)
+    with pytest.raises(RuntimeError, match="not started"):
+        words.wait()
 
 
 @interpreted

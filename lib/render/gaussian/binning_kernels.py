@@ -145,7 +145,7 @@ def merge_runs(counts, keys, words, room, RUN: tl.constexpr, STEPS: tl.constexpr
             first += BLOCK * tl.num_programs(1)
 
 
-@triton.jit(do_not_specialize=["room", "key_room"])
+@triton.jit(do_not_specialize=["room", "key_room", "tiles_x", "tiles_per_image", "blocks_x", "blocks_per_image", "blocks"])
 @no_type_check
 def take(
     counts, words, members, ranges, room, key_room, tiles_x, tiles_per_image, blocks_x, blocks_per_image, blocks,

@@ -42,7 +42,8 @@ class FeatureImage(TensorBundle):
 class Capacity:
     """Room for pairs of tiles and Gaussians, so that a drawing needs no answer from the device and a CUDA graph can record it.
 
-    A drawing that needs more is NaN everywhere, so that nobody takes it for a picture; `drawn` notices and draws again.
+    A drawing that needs more is NaN everywhere, so that nobody takes it for a picture; `drawn` notices and draws again. For one drawing
+    at a time: the next one with the same capacity hides what this one needed.
     """
 
     pairs: int

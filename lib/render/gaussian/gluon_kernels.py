@@ -1,4 +1,4 @@
-"""Gluon kernels that blend Gaussians in small tiles on tensor cores, and the gradients. Imported by blending.py only, inside functions.
+"""Gluon kernels that blend Gaussians in small tiles on tensor cores, and the gradients. Imported by tiled.py only, inside functions.
 
 One program blends one tile in one block of channels, CHUNK Gaussians at a time. Every thread owns pixels and walks the Gaussians of a
 chunk in its registers, so that products along the ray cost no exchange between threads; blending and its gradients are matrix
@@ -137,7 +137,7 @@ def one_of(values, column, COLUMN: gl.constexpr):
     return gl.sum(gl.where(column == COLUMN, values, 0.0), axis=1)[:, None]
 
 
-@gluon.jit(do_not_specialize=["room"])
+@gluon.jit(do_not_specialize=["room", "tiles_x", "tiles_per_image", "height", "feature_rows"])
 @no_type_check
 def blend_forward(
     ranges, total, members, geometry, features, background, image, alpha_image, left, lasts, stops, room,
@@ -211,7 +211,8 @@ def blend_forward(
     pixel_m = gl.arange(0, P, layout=gl.SliceLayout(1, M))
     behind = gl.load(background + channel, mask=channel < channels, other=0.0)
     blended += gl.convert_layout(end, gl.SliceLayout(1, M))[:, None] * behind[None, :]
-    blended += gl.where(gl.load(total) > room, float("nan"), 0.0)
+    wrong = gl.where(gl.load(total) > room, float("nan"), 0.0)
+    blended += wrong
     column_m = west + pixel_m % TILE_X
     row_m = north + pixel_m // TILE_X
     target = image + picture * stride_b + (row_m * stride_y + column_m * stride_x)[:, None] + (channel * stride_c)[None, :]
@@ -219,14 +220,14 @@ def blend_forward(
     gl.store(target, blended.to(image.dtype.element_ty), mask=exists)
     if block == 0:
         place = picture * width * height + row * width + column
-        gl.store(alpha_image + place, 1.0 - end, mask=inside)
+        gl.store(alpha_image + place, 1.0 - end + wrong, mask=inside)
         if SAVE:
             gl.store(left + place, end, mask=inside)
             gl.store(lasts + place, last, mask=inside)
             gl.store(stops + tile, gl.minimum(seen, count))
 
 
-@gluon.jit(do_not_specialize=["room"])
+@gluon.jit(do_not_specialize=["room", "tiles_x", "tiles_per_image", "height", "feature_rows"])
 @no_type_check
 def blend_backward(
     ranges, stops, members, geometry, features, background, left, lasts, d_image, d_alpha_image, d_geometry, d_features, room,

@@ -50,9 +50,13 @@ class HostWords:
     def __init__(self, count: int) -> None:
         self.tensor = torch.empty(count, dtype=torch.int64, pin_memory=True)
         self._words = (ctypes.c_int64 * count).from_address(self.tensor.data_ptr())
+        self._expected = False
 
     def clear(self) -> None:
         """Before the kernel that writes them is started."""
+        if self._expected:  # somebody was interrupted: the old numbers must not come after the clearing
+            torch.cuda.synchronize()
+        self._expected = True
         for place in range(len(self._words)):
             self._words[place] = -1
 
@@ -62,7 +66,9 @@ class HostWords:
         while min(self._words) < 0:
             if time.monotonic() > end:
                 torch.cuda.synchronize()
-                end = time.monotonic() + HANG
+                if min(self._words) < 0:
+                    raise RuntimeError("the device is done but has not told how much room a drawing needs: were its kernels not started?")
+        self._expected = False
         return tuple(self._words)
 
 

@@ -23,9 +23,11 @@ from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
 from lib.render.gaussian.contract import DEFAULT, PAIRS_MAX, FeatureImage, RasterOptions, room_for
+from lib.render.gaussian.installed import gradient_obstacle, refuse_obstacles
 from lib.render.gaussian.launch import HostWords, Launch, aligned, on_device
 from lib.render.gaussian.tiles import Rows, Scene, scene_of
 
+GRID_MAX = 65535  # of a launch in its second direction: images
 BLOCK_MAX = 64  # channels of one program; more take several, which blend the same alphas
 SPARE = 0.02  # of the number of pairs: more room for the next call
 _local = threading.local()  # of every thread: where the device writes the number of pairs
@@ -108,6 +110,7 @@ def _rasterize(
         raise InputError(f"rasterizer backend '{name}' cannot draw this: {reason}")
     means, features = cloud.means, cloud.features
     clouds, count, channels = features.shape
+    _check_inputs(name, cloud, camera, background)
     leaves = (means, cloud.quats_wxyz, cloud.scales, cloud.opacities, camera.world_to_camera, features, background)
     save = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
     blender = blender_of(
@@ -115,12 +118,27 @@ def _rasterize(
         options.deterministic, save, means.get_device(),
     )
     scene = blender.scene
-    if channels * camera.width * camera.height >= 2**31 or scene.images * count > 2**24:
+    if channels * camera.width * camera.height >= 2**31 or scene.images * count > 2**24 or scene.images > GRID_MAX:
         raise InputError(f"rasterizer backend '{name}' cannot draw {scene.images} x {count} Gaussians with {channels} channels at "
                          f"{camera.width} x {camera.height} pixels at once: draw fewer images, channels or pixels per call")
     with on_device(means):
         image, alpha, radii = Draw.apply(*leaves, camera.intrinsics, scene, blender, options)
     return FeatureImage(image, alpha, radii)
+
+
+def _check_inputs(name: str, cloud: GaussianCloud, camera: Camera, background: Float[Tensor, "C"]) -> None:
+    """Kernels get addresses: a tensor of another kind would be read as what it is not."""
+    (clouds, count, channels), images, device = cloud.features.shape, camera.intrinsics.shape[0], cloud.means.get_device()
+    for what, tensor, shape in (
+        ("means", cloud.means, (clouds, count, 3)), ("quats_wxyz", cloud.quats_wxyz, (clouds, count, 4)),
+        ("scales", cloud.scales, (clouds, count, 3)), ("opacities", cloud.opacities, (clouds, count)), ("features", cloud.features, (clouds, count, channels)),
+        ("background", background, (channels,)), ("world_to_camera", camera.world_to_camera, (images, 3, 4)),
+        ("intrinsics", camera.intrinsics, (images, 3, 3)),
+    ):
+        if tensor.shape != shape or tensor.dtype is not torch.float32 or tensor.get_device() != device:
+            raise InputError(f"rasterizer backend '{name}' cannot draw this: {what} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}; "
+                             f"expected {shape} torch.float32 on {cloud.means.device}")
+    refuse_obstacles(name, gradient_obstacle(intrinsics=camera.intrinsics))
 
 
 @dataclass(eq=False)
@@ -141,7 +159,7 @@ class Blender:
         block = min(max(1 << max(self.channels - 1, 0).bit_length(), 16), BLOCK_MAX)
         return {
             "TILE_X": self.blending.tile[0], "TILE_Y": self.blending.tile[1], "CHUNK": self.blending.chunk, "BLOCK": block, "HIGHEST": self.highest,
-            "SHARED": self.scene.clouds != self.scene.images, "FULL": self.channels % block == 0,
+            "SHARED": self.scene.clouds != self.scene.images, "FULL": self.channels > 0 and self.channels % block == 0,
             "LONG": self.scene.clouds * self.scene.count * self.channels >= 2**31,
         }
 
@@ -225,7 +243,8 @@ class Draw(torch.autograd.Function):
             d_geometry, d_features = _blend_backward(
                 Rows(geometry, depths, radii), members, ranges, features, background, left, lasts, stops, d_image, d_alpha, scene, blender)
             needs = ctx.needs_input_grad
-            d_background = torch.einsum("bchw,bhw->c", d_image.to(left.dtype), left) if needs[6] else None
+            # No product of matrices, which might be rounded.
+            d_background = (d_image.to(left.dtype) * left[:, None]).sum(dim=(0, 2, 3)) if needs[6] else None
             d_inputs = scene.project_backward(inputs, radii, d_geometry, needs[4]) if any(needs[:5]) else [None] * 5
         return *d_inputs, d_features, d_background, None, None, None, None
 
@@ -286,7 +305,8 @@ def _blend_backward(
     else:
         sums = features.new_zeros(count * 8 + features.numel())
         d_geometry, d_features = sums[:count * 8].view(count, 8), sums[count * 8:].view(features.shape)
-    d_image = d_image if d_image.data_ptr() % 16 == 0 else d_image.clone()
+    if d_image.data_ptr() % 16 or sum((size - 1) * step for size, step in zip(d_image.shape[1:], d_image.stride()[1:], strict=True)) >= 2**31:
+        d_image = d_image.clone(memory_format=torch.contiguous_format)
     blender.backward(d_image.dtype, d_alpha is not None, d_image.stride(3) == 1)(
         blender.grid,
         (ranges, stops, members, rows.geometry, features, background, left, lasts, d_image, left if d_alpha is None else aligned(d_alpha),
@@ -295,6 +315,6 @@ def _blend_backward(
     )
     if blender.rows:
         d_geometry, d_features = scene.sum_pairs(rows, ranges, stops, members, d_geometry, d_features)
-        d_features = d_features.view(scene.images, -1, channels)
+        d_features = d_features.view(scene.images, scene.count, channels)
         d_features = d_features.sum(dim=0, keepdim=True) if scene.clouds != scene.images else d_features
     return d_geometry, d_features

@@ -1,4 +1,4 @@
-"""Triton kernels that blend Gaussians in tiles, and the gradients. Imported by blending.py only, inside functions.
+"""Triton kernels that blend Gaussians in tiles, and the gradients. Imported by tiled.py only, inside functions.
 
 The same arguments and results as gluon_kernels.py, for Triton without Gluon and for its interpreter. One program blends one tile in
 one block of channels: chunks of Gaussians front to back, (Gaussians x pixels) at a time. The backward pass walks the chunks back to
@@ -56,7 +56,7 @@ def cut(raw):
     return tl.where(raw >= MIN_ALPHA, tl.minimum(raw, MAX_ALPHA), 0.0)
 
 
-@triton.jit(do_not_specialize=["room"])
+@triton.jit(do_not_specialize=["room", "tiles_x", "tiles_per_image", "height", "feature_rows"])
 @no_type_check
 def blend_forward(
     ranges, total, members, geometry, features, background, image, alpha_image, left, lasts, stops, room,
@@ -97,19 +97,20 @@ def blend_forward(
         seen += CHUNK
 
     blended += tl.load(background + channel, mask=channel < channels, other=0.0)[:, None] * end[None, :]
-    blended += tl.where(tl.load(total) > room, float("nan"), 0.0)
+    wrong = tl.where(tl.load(total) > room, float("nan"), 0.0)
+    blended += wrong
     target = image + picture * stride_b + (row * stride_y + column * stride_x)[None, :] + (channel * stride_c)[:, None]
     tl.store(target, blended.to(image.dtype.element_ty), mask=(channel < channels)[:, None] & inside[None, :])
     if block == 0:
         place = picture * height * width + row * width + column
-        tl.store(alpha_image + place, 1.0 - end, mask=inside)
+        tl.store(alpha_image + place, 1.0 - end + wrong, mask=inside)
         if SAVE:
             tl.store(left + place, end, mask=inside)
             tl.store(lasts + place, last, mask=inside)
             tl.store(stops + tile, tl.minimum(seen, count))
 
 
-@triton.jit(do_not_specialize=["room"])
+@triton.jit(do_not_specialize=["room", "tiles_x", "tiles_per_image", "height", "feature_rows"])
 @no_type_check
 def blend_backward(
     ranges, stops, members, geometry, features, background, left, lasts, d_image, d_alpha_image, d_geometry, d_features, room,
