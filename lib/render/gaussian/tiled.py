@@ -131,7 +131,8 @@ def _check_inputs(name: str, cloud: GaussianCloud, camera: Camera, background: F
     (clouds, count, channels), images, device = cloud.features.shape, camera.intrinsics.shape[0], cloud.means.get_device()
     for what, tensor, shape in (
         ("means", cloud.means, (clouds, count, 3)), ("quats_wxyz", cloud.quats_wxyz, (clouds, count, 4)),
-        ("scales", cloud.scales, (clouds, count, 3)), ("opacities", cloud.opacities, (clouds, count)), ("features", cloud.features, (clouds, count, channels)),
+        ("scales", cloud.scales, (clouds, count, 3)), ("opacities", cloud.opacities, (clouds, count)),
+        ("features", cloud.features, (clouds, count, channels)),
         ("background", background, (channels,)), ("world_to_camera", camera.world_to_camera, (images, 3, 4)),
         ("intrinsics", camera.intrinsics, (images, 3, 3)),
     ):
