@@ -262,10 +262,10 @@ def accuracy(text: str, scenes: dict[str, dict], candidate: str, key: str, limit
 
 
 def holds(value: float | None, sense: str, limit: float | None) -> bool | None:
-    """Whether the value keeps the limit; None if there is no value."""
-    if value is None:
+    """Whether the value keeps the limit; None if there is no value, or no limit."""
+    if value is None or limit is None:
         return None
-    return True if limit is None else value >= limit if sense == ">=" else value <= limit
+    return value >= limit if sense == ">=" else value <= limit
 
 
 def table(result: dict, ours: str) -> str:
