@@ -1,4 +1,4 @@
-"""What the adapters of rasterizers that users install share: reasons not to draw, and the picture of no Gaussians."""
+"""What backends share: reasons not to draw; and of rasterizers that users install, the picture of no Gaussians."""
 
 import importlib.util
 

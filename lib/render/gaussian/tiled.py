@@ -25,10 +25,9 @@ from lib.geometry.camera import Camera
 from lib.render.gaussian.contract import DEFAULT, PAIRS_MAX, FeatureImage, RasterOptions, room_for
 from lib.render.gaussian.installed import gradient_obstacle, refuse_obstacles
 from lib.render.gaussian.launch import HostWords, Launch, aligned, on_device
-from lib.render.gaussian.tiles import Rows, Scene, scene_of
+from lib.render.gaussian.tiles import Rows, Scene, channel_block, scene_of
 
 GRID_MAX = 65535  # of a launch in its second direction: images
-BLOCK_MAX = 64  # channels of one program; more take several, which blend the same alphas
 SPARE = 0.02  # of the number of pairs: more room for the next call
 _local = threading.local()  # of every thread: where the device writes the number of pairs
 
@@ -106,8 +105,7 @@ def _rasterize(
     name: str, reason: str | None, blending: Blending, cloud: GaussianCloud, camera: Camera, background: Float[Tensor, "C"],
     options: RasterOptions,
 ) -> FeatureImage:
-    if reason is not None:
-        raise InputError(f"rasterizer backend '{name}' cannot draw this: {reason}")
+    refuse_obstacles(name, reason)
     means, features = cloud.means, cloud.features
     clouds, count, channels = features.shape
     _check_inputs(name, cloud, camera, background)
@@ -156,8 +154,7 @@ class Blender:
 
     @functools.cached_property
     def _constants(self) -> dict[str, int | bool]:
-        # A power of two, and at least 16, as matrix products want.
-        block = min(max(1 << max(self.channels - 1, 0).bit_length(), 16), BLOCK_MAX)
+        block = channel_block(self.channels)
         return {
             "TILE_X": self.blending.tile[0], "TILE_Y": self.blending.tile[1], "CHUNK": self.blending.chunk, "BLOCK": block, "HIGHEST": self.highest,
             "SHARED": self.scene.clouds != self.scene.images, "FULL": self.channels > 0 and self.channels % block == 0,

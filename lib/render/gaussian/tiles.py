@@ -20,6 +20,12 @@ RUN, SORT_WARPS, SORT_PROGRAMS = 256, 1, 4  # keys sorted in registers; programs
 MERGE_BLOCK, MERGE_WARPS, MERGE_PROGRAMS = 256, 4, 4
 TAKE_BLOCK, TAKE_WARPS = 256, 1
 SUM_BLOCK, SUM_WARPS = 16, 1
+BLOCK_MAX = 64  # channels of one program; more take several, which blend the same alphas
+
+
+def channel_block(channels: int) -> int:
+    """Channels of one program: a power of two, and at least 16, as matrix products want."""
+    return min(max(1 << max(channels - 1, 0).bit_length(), 16), BLOCK_MAX)
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,18 @@ class Scene:
             Launch(take, TAKE_WARPS, TILE_X=self.tile[0], TILE_Y=self.tile[1], BLOCK=TAKE_BLOCK),
         )
 
+    @functools.cached_property
+    def _sums(self) -> dict[tuple[int, int], Launch]:
+        return {}
+
+    def _sum(self, block: int, parts: int) -> Launch:
+        from lib.render.gaussian.binning_kernels import sum_rows
+        from lib.render.gaussian.projection_kernels import EXACTLY
+
+        if (block, parts) not in self._sums:
+            self._sums[block, parts] = Launch(sum_rows, SUM_WARPS, EXACTLY, BLOCK=SUM_BLOCK, CHANNELS=block, PARTS=parts, **self._tiled)
+        return self._sums[block, parts]
+
     def project(self, inputs: tuple[Tensor, ...], copy: Int[Tensor, "2"]) -> tuple[Rows, Int[Tensor, "K"]]:
         """The rows, and counts, int64, as exploded scales can give any number: the number of pairs of tiles and Gaussians; how many of
         them are listed; the lengths of the lists of blocks of tiles; where these end, one behind the other.
@@ -184,14 +202,11 @@ class Scene:
         pair_geometry: Float[Tensor, "L 8"], pair_features: Float[Tensor, "R C"],
     ) -> tuple[Float[Tensor, "M 8"], Float[Tensor, "M C"]]:
         """Per Gaussian, the sums of the rows of its pairs, always in the same order. `stops`: how many of each list have rows."""
-        from lib.render.gaussian.binning_kernels import sum_rows
-        from lib.render.gaussian.projection_kernels import EXACTLY
-
         channels, room = pair_features.shape[1], members.shape[0]
         d_geometry, d_features = torch.zeros_like(rows.geometry), rows.geometry.new_zeros(rows.radii.shape[0], channels)
-        block = min(max(16, 1 << max(channels - 1, 0).bit_length()), 64)
+        block = channel_block(channels)
         if self.count and room:
-            Launch(sum_rows, SUM_WARPS, EXACTLY, BLOCK=SUM_BLOCK, CHANNELS=block, PARTS=pair_geometry.shape[0] // room, **self._tiled)(
+            self._sum(block, pair_geometry.shape[0] // room)(
                 (-(-self.count // SUM_BLOCK), self.images, max(-(-channels // block), 1)),
                 (rows.geometry, rows.radii, rows.depths, ranges, stops, members, pair_geometry, pair_features, d_geometry, d_features),
                 (self.count, room, self.width, self.height, channels),
