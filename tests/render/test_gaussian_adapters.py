@@ -21,24 +21,22 @@ from lib.render.gaussian import gsplat, inria, installed, interface, reference
 from lib.render.gaussian.contract import RasterOptions
 from lib.render.gaussian.interface import rasterize
 from lib.render.gaussian.projection import project
-from tests.render.test_gaussian_reference import FIELDS, SCENES, leaves, make_camera, on_axis, rotation_matrix, scattered, some_background, stacked
+from tests.render.test_gaussian_reference import (
+    FIELDS,
+    SCENES,
+    double,
+    leaves,
+    make_camera,
+    on_axis,
+    rotation_matrix,
+    scattered,
+    single,
+    some_background,
+    stacked,
+)
 
 LIMIT = 2e-4  # relative L2: cameras and matrices are rounded to float32
 CENTRED = (0.0, 0.0)
-
-
-def single(cloud, camera):
-    return (
-        GaussianCloud(**{name: getattr(cloud, name).float() for name in FIELDS}),
-        Camera(camera.world_to_camera.float(), camera.intrinsics.float(), camera.width, camera.height),
-    )
-
-
-def double(cloud, camera):
-    return (
-        GaussianCloud(**{name: getattr(cloud, name).double() for name in FIELDS}),
-        Camera(camera.world_to_camera.double(), camera.intrinsics.double(), camera.width, camera.height),
-    )
 
 
 def inside(cloud):

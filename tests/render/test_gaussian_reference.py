@@ -63,6 +63,20 @@ def tied(channels, batch=2, count=30, seed=2):
 SCENES = {"scattered": scattered, "stacked": stacked, "tied": tied}
 
 
+def single(cloud, camera):
+    return (
+        GaussianCloud(**{name: getattr(cloud, name).float() for name in FIELDS}),
+        Camera(camera.world_to_camera.float(), camera.intrinsics.float(), camera.width, camera.height),
+    )
+
+
+def double(cloud, camera):
+    return (
+        GaussianCloud(**{name: getattr(cloud, name).double() for name in FIELDS}),
+        Camera(camera.world_to_camera.double(), camera.intrinsics.double(), camera.width, camera.height),
+    )
+
+
 def rotation_matrix(quat):
     w, x, y, z = quat.unbind()
     return torch.stack([

@@ -16,8 +16,7 @@ from lib.render.gaussian.contract import one_per_camera
 from lib.render.gaussian.launch import Launch, aligned
 from lib.render.gaussian.projection import ALPHA_MIN, CLIP_BLOCK, NEAR, project
 from lib.render.gaussian.tiles import Rows, Scene, scene_of
-from tests.render.test_gaussian_reference import FIELDS, leaves, make_camera, on_axis, scattered, stacked, tied
-from tests.render.test_gaussian_triton import double, single
+from tests.render.test_gaussian_reference import FIELDS, double, leaves, make_camera, on_axis, scattered, single, stacked, tied
 from tests.render.triton_process import installed, interpreted, run_interpreted, starts_interpreter
 
 LOG2_E = math.log2(math.e)

@@ -11,24 +11,10 @@ from lib.geometry.camera import Camera
 from lib.render.gaussian import contract, interface, launch, tiled
 from lib.render.gaussian.contract import DEFAULT, Capacity, RasterOptions
 from lib.render.gaussian.interface import rasterize
-from tests.render.test_gaussian_reference import FIELDS, SCENES, leaves, make_camera, on_axis, scattered, some_background, stacked
+from tests.render.test_gaussian_reference import FIELDS, SCENES, double, leaves, make_camera, on_axis, scattered, single, some_background, stacked
 from tests.render.triton_process import INTERPRETED, installed, interpreted, run_interpreted, starts_interpreter
 
 LIMIT = 1e-4  # relative L2
-
-
-def single(cloud, camera):
-    return (
-        GaussianCloud(**{name: getattr(cloud, name).float() for name in FIELDS}),
-        Camera(camera.world_to_camera.float(), camera.intrinsics.float(), camera.width, camera.height),
-    )
-
-
-def double(cloud, camera):
-    return (
-        GaussianCloud(**{name: getattr(cloud, name).double() for name in FIELDS}),
-        Camera(camera.world_to_camera.double(), camera.intrinsics.double(), camera.width, camera.height),
-    )
 
 
 def random_like(value, seed):
