@@ -159,9 +159,11 @@ def counters(drawing: Drawing, backend: str) -> dict[str, float]:
         cloud = drawing.cloud
         scene = scene_of(*cloud.means.shape[:2], batch, camera.width, camera.height, False, tile)
         inputs = (cloud.means, cloud.quats_wxyz, cloud.scales, cloud.opacities, camera.world_to_camera, camera.intrinsics)
-        rows, counts = scene.project(inputs, torch.empty(2, dtype=torch.int64, device=cloud.means.device))
-        _, ranges = scene.members(rows, counts, int(counts[0]))
-        lengths, visible = ranges[:, 1], int((rows.radii > 0).sum())
+        rows, counts, total = scene.make_rows(cloud.means), scene.make_counts(cloud.means), torch.empty_like(scene.make_counts(cloud.means)[:2])
+        scene.project(inputs, rows, counts, total)
+        lists = scene.make_lists(cloud.means, *total.tolist())
+        scene.fill_lists(rows, counts, lists)
+        lengths, visible = lists.ranges[:, 1], int((rows.radii > 0).sum())
     else:
         tile, clouds = (TILE, TILE), [drawing.cloud] if len(drawing.cloud.means) == batch else None
         cloud = clouds[0] if clouds else type(drawing.cloud)(*(value.expand(batch, *value.shape[1:]) for value in vars(drawing.cloud).values()))

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import roma
@@ -12,7 +13,7 @@ from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera, look_at
 from lib.geometry.tetmesh import body_centred_grid, marching_tetrahedra, subdivide
-from lib.render.gaussian import interface, tiled
+from lib.render.gaussian import interface, launch, tiled
 from lib.render.gaussian.contract import DEFAULT, Capacity, RasterOptions
 from lib.render.gaussian.interface import rasterize
 from lib.render.mesh.reference import render_mesh
@@ -301,6 +302,50 @@ def test_graphs_replay_what_is_drawn(backend, backward):
         eager = draw([getattr(cloud, name).clone().requires_grad_(backward) for name in FIELDS])
         options.capacity.needed = None  # was that of the eager drawing
         assert all(torch.equal(one, other) for one, other in zip(recorded, eager, strict=True))
+
+
+@needs_triton
+@kernels
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_loops_replay_what_they_launched_before(backend, deterministic, monkeypatch):
+    recorded, recordings = launch._recorded, []
+    monkeypatch.setattr(launch, "_recorded", lambda chain: recordings.append(1) or recorded(chain))
+    clouds, options = [some_cloud(2, 410, 32, scale) for scale in (0.01, 0.015)], RasterOptions(deterministic=deterministic)
+    where, background, upstream = camera().to("cuda"), torch.ones(32, device="cuda"), torch.ones(2, 32, 33, 44, device="cuda")
+    held = [getattr(clouds[0], name).to("cuda").requires_grad_() for name in FIELDS]
+
+    def draw(cloud, leaves):
+        with torch.no_grad():
+            for value, name in zip(leaves, FIELDS, strict=True):
+                value.copy_(getattr(cloud, name))
+        image = rasterize(GaussianCloud(*leaves), where, background, backend=backend, options=options)
+        return [image.features.detach(), image.radii, *torch.autograd.grad(image.features, leaves, upstream)]
+
+    fresh = [[value.cpu() for value in draw(cloud, [value.detach().clone().requires_grad_() for value in held])] for cloud in clouds]
+    for step in range(12):
+        for value, right in zip(draw(clouds[step % 2], held), fresh[step % 2], strict=True):
+            if deterministic:
+                assert torch.equal(value.cpu(), right), step
+            else:
+                assert float((value.cpu() - right).float().norm()) <= 1e-4 * float(right.float().norm()), step
+    assert recordings
+
+
+@needs_triton
+@kernels
+def test_threads_draw_beside_each_other(backend):
+    where, options = camera(), RasterOptions(deterministic=True)
+    clouds = [some_cloud(2, 420, 32, scale) for scale in (0.008, 0.01, 0.012)]
+    expected = [drawn(cloud, where, backend, options) for cloud in clouds]
+
+    def draw(cloud):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return [drawn(cloud, where, backend, options) for _ in range(6)]
+
+    with ThreadPoolExecutor(3) as threads:
+        for results, right in zip(threads.map(draw, clouds), expected, strict=True):
+            for result in results:
+                assert all(torch.equal(one, other) for one, other in zip(result, right, strict=True))
 
 
 @needs_triton

@@ -129,10 +129,32 @@ def sizes_of(cloud, camera, tile, clip=False):
     return scene_of(*cloud.means.shape[:2], len(camera.intrinsics), camera.width, camera.height, clip, tile)
 
 
+def members_of(scene, rows, counts, room):
+    """Members and ranges; the room is that of pairs and of keys."""
+    lists = scene.make_lists(rows.geometry, room, room)
+    scene.fill_lists(rows, counts, lists)
+    return lists.members, lists.ranges
+
+
+def sums_of(scene, rows, ranges, stops, members, *pairs):
+    """Sums of rows, of geometry and of features."""
+    sums = torch.empty_like(rows.geometry), rows.geometry.new_empty(len(rows.radii), pairs[1].shape[1])
+    scene.sum_pairs(rows, ranges, stops, members, pairs, sums)
+    return sums
+
+
+def gradients_of(scene, inputs, radii, moments, pose):
+    """Of means, quats_wxyz, scales, opacities, and world_to_camera if asked for."""
+    gradients = scene.make_gradients(inputs, pose)
+    scene.project_backward(inputs, radii, moments, gradients)
+    return *gradients[:4], scene.pose_gradient(gradients[4]) if pose else None
+
+
 def projected(cloud, camera, tile, clip=False):
     """Sizes, rows, and counts."""
     scene, copy = sizes_of(cloud, camera, tile, clip), torch.tensor([-1, -1])
-    rows, counts = scene.project(inputs_of(cloud, camera), copy)
+    rows, counts = scene.make_rows(cloud.means), scene.make_counts(cloud.means)
+    scene.project(inputs_of(cloud, camera), rows, counts, copy)
     assert copy[0] == counts[0]
     assert copy[1] == counts[-1]  # where the last list ends
     lengths, ends = split(counts, scene)
@@ -313,13 +335,12 @@ def test_lists_are_ordered_by_depth_then_index(make, tile):
     if make is tied:
         assert len(rows.depths[rows.radii > 0].unique()) <= 0.6 * (rows.radii > 0).sum()
     expected = expected_lists(rows, listed_pairs(rows, counts, scene), scene)
-    before, total = counts.clone(), int(counts[0])
-    members, ranges = scene.members(rows, counts, total)
+    total = int(counts[0])
+    members, ranges = members_of(scene, rows, counts, total)
     for ours, right in zip(lists_of(members, ranges), expected, strict=True):
         assert torch.equal(ours, right)
     assert ranges[:, 1].sum() == counts[0] == total  # all of the room
     assert not split(counts, scene)[0].any()  # used up
-    assert torch.equal(scene.recount(counts), before)
 
 
 @interpreted
@@ -441,12 +462,12 @@ def assert_gradients(cloud, camera, limit=3e-6):
     total = (flat.means[live] * torch.stack([-(a * sx + b * sy), -(b * sx + c * sy)], dim=1)).sum()
     total = total + (flat.conics[live] * torch.stack([-0.5 * sxx, -sxy, -0.5 * syy], dim=1)).sum() + (flat.log_opacities[live] * m0).sum()
     expected = torch.autograd.grad(total, [*(getattr(own, name) for name in NAMES), where.world_to_camera])
-    ours = scene.project_backward(inputs_of(cloud, camera), rows.radii, moments, True)
+    ours = gradients_of(scene, inputs_of(cloud, camera), rows.radii, moments, True)
     for name, gradient, right in zip((*NAMES, "world_to_camera"), ours, expected, strict=True):
         assert gradient.shape == right.shape
         assert torch.isfinite(gradient).all()
         assert relative(gradient, right) < limit, name
-    without = scene.project_backward(inputs_of(cloud, camera), rows.radii, moments, False)
+    without = gradients_of(scene, inputs_of(cloud, camera), rows.radii, moments, False)
     assert without[4] is None
     for gradient, same in zip(without[:4], ours[:4], strict=True):
         assert torch.equal(gradient, same)
@@ -509,7 +530,7 @@ def test_what_is_not_finite_is_not_drawn_and_changes_nothing(name, value):
     for seen in (broken, one_of(broken, 1)):
         scene, rows, _ = projected(seen, where, (8, 8), True)
         moments = torch.where((rows.radii > 0)[:, None], torch.ones(16, 8), torch.nan)
-        for gradient in scene.project_backward(inputs_of(seen, where), rows.radii, moments, True):
+        for gradient in gradients_of(scene, inputs_of(seen, where), rows.radii, moments, True):
             assert torch.isfinite(gradient).all() or drawn_anyway
 
 
@@ -534,15 +555,15 @@ def test_nothing_to_list(monkeypatch, case):
         assert not counts.any()
         assert not rows.radii.any()
         for room in (0, 5):
-            members, ranges = scene.members(rows, counts, room)
+            members, ranges = members_of(scene, rows, counts, room)
             assert len(members) == room
             assert ranges.shape == (scene.tiles, 2)
             assert not ranges.any()
         stops, members = torch.zeros(scene.tiles, dtype=torch.int32), torch.zeros(5, dtype=torch.int32)
         nothing = torch.full([5, 8], torch.nan), torch.full([5, 3], torch.nan)
-        for sums in scene.sum_pairs(rows, ranges, stops, members, *nothing):
+        for sums in sums_of(scene, rows, ranges, stops, members, *nothing):
             assert not sums.any()
-        for gradient in scene.project_backward(inputs_of(cloud, camera), rows.radii, torch.full((len(rows.radii), 8), torch.nan), True):
+        for gradient in gradients_of(scene, inputs_of(cloud, camera), rows.radii, torch.full((len(rows.radii), 8), torch.nan), True):
             assert not gradient.any()
 
 
@@ -555,21 +576,19 @@ def test_more_and_less_room_than_pairs(monkeypatch, tile):
         whole = expected_lists(rows, listed_pairs(rows, counts, scene), scene)
         total, keys = int(counts[0]), int(counts[-1])
         assert keys < total
-        members, ranges = scene.members(rows, counts.clone(), total + 100)
+        members, ranges = members_of(scene, rows, counts.clone(), total + 100)
         for ours, right in zip(lists_of(members, ranges), whole, strict=True):
             assert torch.equal(ours, right)
         assert (members[total:] == GUARD).all()  # nothing beyond the last list
         for room in (0, 1, keys // 2, keys, total - 1):
             used = counts.clone()
-            lists = lists_of(*scene.members(rows, used, room))
+            lists = lists_of(*members_of(scene, rows, used, room))
             assert len(lists) == scene.tiles
             for ours, right in zip(lists, whole, strict=True):
                 assert is_part_of(ours, right)
             if room >= keys:  # blocks are whole: all of the room is used
                 assert sum(map(len, lists)) == room
                 assert used[1] == total
-            if room:
-                assert torch.equal(scene.recount(used), counts)
 
 
 @interpreted
@@ -607,11 +626,11 @@ def test_rows_and_lengths_that_lie_write_nowhere_else(monkeypatch, clip):
         assert ((members >= 0) & (members < 32)).all()
     with guarded(monkeypatch):
         room = int(lengths.sum()) - 7
-        members, ranges = scene.members(lying, counts.clone(), room)
+        members, ranges = members_of(scene, lying, counts.clone(), room)
         lists_of(members, ranges)
         # Lists that are not full show what was in memory; sums must find their way all the same.
         members, stops = torch.where((members >= 0) & (members < 32), members, 0), ranges[:, 1].contiguous()
-        scene.sum_pairs(lying, ranges, stops, members, torch.ones(room, 8), torch.ones(room, 3))
+        sums_of(scene, lying, ranges, stops, members, torch.ones(room, 8), torch.ones(room, 3))
 
 
 @interpreted
@@ -621,7 +640,7 @@ def test_sums_of_pairs_are_those_of_a_loop(monkeypatch, channels, parts, clip, m
     cloud, camera = single(tied(1, count=20), make_camera(37, 21))
     scene, rows, counts = projected(cloud, camera, (16, 8), clip)
     room = int(counts[0]) - missing
-    members, ranges = scene.members(rows, counts, room)
+    members, ranges = members_of(scene, rows, counts, room)
     begins = ranges[:, 0].tolist()
     stops = (torch.rand(scene.tiles, generator=generator) * (1 + ranges[:, 1])).int()  # tiles stop anywhere
     # Whole numbers, so that no order of summation matters; what has no row is not to be read.
@@ -639,7 +658,7 @@ def test_sums_of_pairs_are_those_of_a_loop(monkeypatch, channels, parts, clip, m
     assert has_row.any()
     assert not has_row.all()
     with guarded(monkeypatch):
-        ours = scene.sum_pairs(rows, ranges, stops, members, geometry.view(-1, 8), features)
+        ours = sums_of(scene, rows, ranges, stops, members, geometry.view(-1, 8), features)
     assert torch.equal(ours[0], right_geometry)
     assert torch.equal(ours[1], right_features)
 
@@ -668,8 +687,8 @@ def test_the_same_bits_wherever_inputs_lie(change):
         own = GaussianCloud(**{name: modify(getattr(cloud, name)) for name in FIELDS})
         where = Camera(modify(camera.world_to_camera), modify(camera.intrinsics), camera.width, camera.height)
         scene, rows, counts = projected(own, where, (8, 8))
-        lists = lists_of(*scene.members(rows, counts.clone(), int(counts[0])))
-        gradients = scene.project_backward(inputs_of(own, where), rows.radii, moments, True)
+        lists = lists_of(*members_of(scene, rows, counts.clone(), int(counts[0])))
+        gradients = gradients_of(scene, inputs_of(own, where), rows.radii, moments, True)
         results.append([rows.geometry, rows.depths, rows.radii, counts, *lists, *gradients])
     for ours, other in zip(*results, strict=True):
         assert torch.equal(ours, other)

@@ -249,11 +249,56 @@ def test_an_interrupted_drawing_does_not_answer_for_the_next(monkeypatch):
         words.wait()
 
 
+class Recording:
+    """What stands for a CUDA graph of a chain."""
+
+    made = 0
+
+    def __init__(self, chain):
+        type(self).made += 1
+        self.replay = chain
+
+
+def test_chains_are_recorded_when_they_come_again_and_only_while_that_pays(monkeypatch):
+    monkeypatch.setattr(launch, "_recorded", Recording)
+    monkeypatch.setattr(Recording, "made", 0)
+    capturing = []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
+    replays, started = launch.Replays(), []
+
+    def start(key):
+        replays.start((key,), lambda: started.append(key))
+
+    for _ in range(4):
+        start("a")
+    assert started == ["a"] * 4
+    assert (Recording.made, replays.replayed) == (1, 3)  # the first time it was only launched
+    capturing.append(True)
+    start("a")
+    assert (len(started), replays.replayed) == (5, 3)  # launched into the graph that is being recorded
+    capturing.clear()
+    for number in range(10 * launch.SEEN):  # addresses that never come again
+        start(number)
+    assert Recording.made == 1
+    assert len(replays.seen) <= launch.SEEN
+    for _ in range(2):  # more than are kept, all of which come again, but seldom
+        for number in range(launch.GRAPHS + 5):
+            start(-1 - number)
+    assert Recording.made == launch.GRAPHS
+    for _ in range(launch.GAIN * launch.GRAPHS):
+        start("a")
+    for _ in range(2):
+        start("b")
+    assert Recording.made == launch.GRAPHS + 1  # others may come now
+    assert len(replays.graphs) == 1
+    assert started[-2:] == ["b"] * 2
+
+
 @interpreted
 def test_room_on_the_cpu_is_what_is_needed(monkeypatch):
     with torch.no_grad():
-        asked, blend = [], tiled._blend
-        monkeypatch.setattr(tiled, "_blend", lambda *arguments: asked.append(arguments[-1]) or blend(*arguments))
+        asked, drawn = [], tiled._drawn
+        monkeypatch.setattr(tiled, "_drawn", lambda *arguments: asked.append(arguments[5]) or drawn(*arguments))
         scene, capacity = single(stacked(3, count=15), make_camera(13, 9)), Capacity(1000)
         plain = rasterize(*scene, some_background(3).float(), backend="triton")
         rasterize(*scene, some_background(3).float(), backend="triton", options=RasterOptions(capacity=capacity))
@@ -287,32 +332,35 @@ class LateFeatures(torch.Tensor):
 @interpreted
 def test_devices_that_answer_late_draw_into_the_room_of_the_last_call(monkeypatch):
     cloud, camera = single(stacked(3, count=6), make_camera(13, 9))
-    background, blend, rooms = some_background(3).float(), tiled._blend, []
+    background, drawn, rooms = some_background(3).float(), tiled._drawn, []
     blender = tiled.blender_of(tiled.TRITON, 2, 6, 2, 3, 13, 9, False, False, False, False, 0)
 
-    def blended(rows, counts, features, *rest):
-        rooms.append(rest[-1])
-        return blend(rows, counts, cloud.features, *rest)
+    def drawn_and_noted(inputs, features, *rest):
+        rooms.append(rest[3])
+        return drawn(inputs, cloud.features, *rest)
 
     def image_of(scales):
         rooms.clear()
         inputs = (cloud.means, cloud.quats_wxyz, scales, cloud.opacities, camera.world_to_camera, camera.intrinsics)
-        return tiled._in_enough_room(inputs, cloud.features.as_subclass(LateFeatures), background, blender.scene, blender, None)[1][0]
+        return tiled._in_enough_room(inputs, cloud.features.as_subclass(LateFeatures), background, blender, None)[2]
 
     def image_that_is_right(scales):
         return rasterize(dataclasses.replace(cloud, scales=scales), camera, background, backend="triton").features
 
     few, many, fewest = 0.3 * cloud.scales, 2.0 * cloud.scales, 1e-3 * cloud.scales
     right = [image_that_is_right(scales) for scales in (few, many, fewest)]
-    monkeypatch.setattr(tiled, "_blend", blended)
+    monkeypatch.setattr(tiled, "_drawn", drawn_and_noted)
+    monkeypatch.setattr(tiled, "LEAST_ROOM", 3)
+    blender.room = (3, 3)
     monkeypatch.setattr(tiled._local, "total", LateWord(), raising=False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    assert torch.equal(image_of(few), right[0])
-    first, = rooms  # no room was known: one drawing
+
     def needed():
         return tuple(contract.room_for(count, tiled.SPARE) for count in tiled._local.total.tensor.tolist())
 
-    assert first == needed()
+    assert torch.equal(image_of(few), right[0])
+    first = needed()
+    assert rooms == [(3, 3), first]  # no room was known
     assert torch.equal(image_of(few), right[0])
     assert rooms == [first]
     assert torch.equal(image_of(many), right[1])

@@ -1,11 +1,13 @@
 """Launches of Triton and Gluon kernels that cost the host little.
 
 Triton looks at every argument of every launch, which takes longer than the smaller kernels here. A `Launch` lets it do so once for
-every set of numbers, and then starts what was compiled with the addresses alone.
+every set of numbers, and then starts what was compiled with the addresses alone. `Replays` does without launches where the same
+addresses come again, as they do in a loop, where the allocator hands out what was freed a step before.
 """
 
 import ctypes
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 HANG = 20.0  # seconds
 KEPT = 1024  # sets of numbers per kernel
+GRAPHS, GAIN, SEEN = 16, 8, 64  # graphs kept; replays per graph that make others worth recording; keys remembered until they come again
 
 
 class Launch:
@@ -42,6 +45,49 @@ class Launch:
             return
         run, head, handles, rest = bound
         run(*head, torch._C._cuda_getCurrentRawStream(device), *handles, *[tensor.data_ptr() for tensor in tensors], *rest)
+
+
+class Replays:
+    """Chains of launches by what they are started with. One that comes again is recorded in a CUDA graph, which then is replayed."""
+
+    def __init__(self) -> None:
+        self.graphs: dict[tuple, torch.cuda.CUDAGraph] = {}
+        self.seen: set[tuple] = set()
+        self.replayed = 0
+
+    def start(self, key: tuple, chain: Callable[[], None]) -> None:
+        """On the current stream. `key`: all that decides what is launched, with the addresses; `chain` must only launch.
+
+        Addresses that rarely come again are not worth recording: a graph costs as much as some ten chains.
+        """
+        if torch.cuda.is_current_stream_capturing():
+            chain()
+            return
+        graph = self.graphs.get(key)
+        if graph is None:
+            if key not in self.seen or len(self.graphs) >= GRAPHS and self.replayed < GAIN * len(self.graphs):
+                if len(self.seen) >= SEEN:
+                    self.seen.clear()
+                self.seen.add(key)
+                chain()
+                return
+            if len(self.graphs) >= GRAPHS:
+                self.graphs.clear()
+                self.replayed = 0
+            graph = self.graphs[key] = _recorded(chain)
+        self.replayed += 1
+        graph.replay()
+
+
+def _recorded(chain: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            chain()
+        finally:
+            graph.capture_end()
+    return graph
 
 
 class HostWords:

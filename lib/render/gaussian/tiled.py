@@ -11,7 +11,8 @@ import importlib.util
 import os
 import shutil
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import ModuleType
 
 import torch
@@ -24,11 +25,11 @@ from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
 from lib.render.gaussian.contract import DEFAULT, PAIRS_MAX, FeatureImage, RasterOptions, room_for
 from lib.render.gaussian.installed import gradient_obstacle, refuse_obstacles
-from lib.render.gaussian.launch import HostWords, Launch, aligned, on_device
-from lib.render.gaussian.tiles import Rows, Scene, channel_block, scene_of
+from lib.render.gaussian.launch import HostWords, Launch, Replays, aligned, on_device
+from lib.render.gaussian.tiles import Lists, Rows, Scene, channel_block, scene_of
 
 GRID_MAX = 65535  # of a launch in its second direction: images
-SPARE = 0.02  # of the number of pairs: more room for the next call
+SPARE, LEAST_ROOM = 0.02, 1024  # of the number of pairs: more room for the next call; pairs that there always is room for
 _local = threading.local()  # of every thread: where the device writes the number of pairs
 
 
@@ -150,7 +151,8 @@ class Blender:
     highest: bool
     rows: bool
     save: bool
-    room: tuple[int, int] = (0, 0)  # for pairs and keys, that the last drawings needed; says nothing about results
+    room: tuple[int, int] = (LEAST_ROOM, LEAST_ROOM)  # for pairs and keys, that the last drawings needed; says nothing about results
+    replays: Replays = field(default_factory=Replays)
 
     @functools.cached_property
     def _constants(self) -> dict[str, int | bool]:
@@ -192,6 +194,14 @@ class Blender:
         return self._launches[dtype, alpha, planar]
 
 
+    def start(self, chain: Callable[[], None], numbers: tuple[int, ...], dtype: torch.dtype | None, tensors: tuple[Tensor, ...]) -> None:
+        """Starts launches that these numbers, the type of the image and the tensors' addresses decide."""
+        if tensors[0].is_cuda:
+            self.replays.start((dtype, *numbers, *[tensor.data_ptr() for tensor in tensors]), chain)
+        else:
+            chain()
+
+
 @functools.lru_cache(maxsize=256)
 def blender_of(
     blending: Blending, clouds: int, count: int, images: int, channels: int, width: int, height: int, clip: bool, highest: bool, rows: bool,
@@ -213,16 +223,15 @@ class Draw(torch.autograd.Function):
         features, background = aligned(features), aligned(background)
         inputs = tuple(map(aligned, (means, quats, scales, opacities, world_to_camera, intrinsics)))
         if options.capacity is None:
-            rows, drawn = _in_enough_room(inputs, features, background, scene, blender, options.dtype)
+            rows, lists, image, alpha, *kept = _in_enough_room(inputs, features, background, blender, options.dtype)
         else:
             if options.capacity.pairs > PAIRS_MAX:
                 raise InputError(f"Capacity.pairs is {options.capacity.pairs}; expected at most {PAIRS_MAX}")
             options.capacity.needed = torch.empty(2, dtype=torch.int64, device=means.device)
-            rows, counts = scene.project(inputs, options.capacity.needed)
-            drawn = _blend(rows, counts, features, background, scene, blender, options.dtype, (options.capacity.pairs, options.capacity.pairs))
-        image, alpha, *kept = drawn
+            room = options.capacity.pairs, options.capacity.pairs
+            rows, lists, image, alpha, *kept = _drawn(inputs, features, background, blender, options.dtype, room, options.capacity.needed)
         if blender.save:
-            ctx.save_for_backward(*inputs, features, background, rows.geometry, rows.depths, rows.radii, *kept)
+            ctx.save_for_backward(*inputs, features, background, rows.geometry, rows.depths, rows.radii, lists.members, lists.ranges, *kept)
             ctx.scene, ctx.blender = scene, blender
         radii = rows.radii.view(scene.images, -1)
         ctx.mark_non_differentiable(radii)
@@ -233,86 +242,101 @@ class Draw(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, d_image: Tensor | None, d_alpha: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         """Gradients of everything but intrinsics."""
-        *inputs, features, background, geometry, depths, radii, members, ranges, left, lasts, stops = ctx.saved_tensors
-        scene, blender, inputs = ctx.scene, ctx.blender, tuple(inputs)
+        saved, scene, blender, needs = ctx.saved_tensors, ctx.scene, ctx.blender, ctx.needs_input_grad
+        left = saved[-3]
         if d_image is None:
             d_image = left.new_zeros(()).expand(scene.images, blender.channels, scene.height, scene.width)
-        with on_device(features):
-            d_geometry, d_features = _blend_backward(
-                Rows(geometry, depths, radii), members, ranges, features, background, left, lasts, stops, d_image, d_alpha, scene, blender)
-            needs = ctx.needs_input_grad
+        if d_image.data_ptr() % 16 or sum((size - 1) * step for size, step in zip(d_image.shape[1:], d_image.stride()[1:], strict=True)) >= 2**31:
+            d_image = d_image.clone(memory_format=torch.contiguous_format)
+        with on_device(left):
+            gradients, d_features = _gradients(saved, d_image, None if d_alpha is None else aligned(d_alpha), scene, blender, needs[4])
             # No product of matrices, which might be rounded.
             d_background = (d_image.to(left.dtype) * left[:, None]).sum(dim=(0, 2, 3)) if needs[6] else None
-            d_inputs = scene.project_backward(inputs, radii, d_geometry, needs[4]) if any(needs[:5]) else [None] * 5
-        return *d_inputs, d_features, d_background, None, None, None, None
+            d_pose = scene.pose_gradient(gradients[4]) if needs[4] else None
+        return *gradients[:4], d_pose, d_features, d_background, None, None, None, None
 
 
 def _in_enough_room(
-    inputs: tuple[Tensor, ...], features: Tensor, background: Tensor, scene: Scene, blender: Blender, dtype: torch.dtype | None,
-) -> tuple[Rows, tuple[Tensor, ...]]:
-    """Draws into as much room as earlier calls of these sizes needed, and again if that was too little. Rows, and the drawing."""
+    inputs: tuple[Tensor, ...], features: Tensor, background: Tensor, blender: Blender, dtype: torch.dtype | None,
+) -> "_Drawing":
+    """Draws into as much room as earlier calls of these sizes needed, and again if that was too little."""
     if not features.is_cuda:
         total = torch.empty(2, dtype=torch.int64)
-        rows, counts = scene.project(inputs, total)
-        return rows, _blend(rows, counts, features, background, scene, blender, dtype, tuple(total.tolist()))
+        blender.scene.project(inputs, blender.scene.make_rows(features), blender.scene.make_counts(features), total)
+        return _drawn(inputs, features, background, blender, dtype, tuple(total.tolist()), total)
     if torch.cuda.is_current_stream_capturing():
         raise InputError("a CUDA graph cannot record a drawing whose number of pairs is not known: give RasterOptions.capacity")
     if not hasattr(_local, "total"):
         _local.total = HostWords(2)
-    _local.total.clear()
-    rows, counts = scene.project(inputs, _local.total.tensor)
-    room = blender.room
-    drawn = _blend(rows, counts, features, background, scene, blender, dtype, room) if room[0] else ()
-    pairs, keys = _local.total.wait()
-    needed = room_for(pairs, SPARE), room_for(keys, SPARE)
-    fits = pairs <= room[0] and keys <= room[1]
-    if not fits or 2 * pairs < room[0]:
-        blender.room = needed
-    if not fits or not room[0]:
-        drawn = _blend(rows, scene.recount(counts) if room[0] else counts, features, background, scene, blender, dtype, needed)
-    return rows, drawn
+    while True:
+        room = blender.room
+        _local.total.clear()
+        drawn = _drawn(inputs, features, background, blender, dtype, room, _local.total.tensor)
+        pairs, keys = _local.total.wait()
+        fits = pairs <= room[0] and keys <= room[1]
+        if not fits or room[0] > LEAST_ROOM and 2 * pairs < room[0]:
+            blender.room = max(room_for(pairs, SPARE), LEAST_ROOM), max(room_for(keys, SPARE), LEAST_ROOM)
+        if fits:
+            return drawn
 
 
-def _blend(
-    rows: Rows, counts: Int[Tensor, "K"], features: Float[Tensor, "B N C"], background: Float[Tensor, "C"], scene: Scene, blender: Blender,
-    dtype: torch.dtype | None, room: tuple[int, int],
-) -> tuple[Tensor, ...]:
-    """Image, alpha, and what the backward pass needs."""
-    members, ranges = scene.members(rows, counts, *room)
+_Drawing = tuple[Rows, Lists, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _drawn(
+    inputs: tuple[Tensor, ...], features: Float[Tensor, "B N C"], background: Float[Tensor, "C"], blender: Blender, dtype: torch.dtype | None,
+    room: tuple[int, int], copy: Int[Tensor, "2"],
+) -> _Drawing:
+    """Rows, lists, image, alpha, and what else the backward pass needs: transmittances and places where pixels and tiles stopped."""
+    scene = blender.scene
+    rows, counts, lists = scene.make_rows(features), scene.make_counts(features), scene.make_lists(features, *room)
     image = features.new_empty(scene.images, blender.channels, scene.height, scene.width, dtype=dtype)
     alpha = features.new_empty(scene.images, 1, scene.height, scene.width)
     left = lasts = stops = alpha
     if blender.save:
-        left, lasts, stops = torch.empty_like(alpha[:, 0]), members.new_empty(alpha[:, 0].shape), members.new_empty(scene.tiles)
-    blender.forward(image.dtype)(
-        blender.grid, (ranges, counts, members, rows.geometry, features, background, image, alpha, left, lasts, stops),
-        (room[0], *image.stride(), *blender.sizes),
-    )
-    return image, alpha, members, ranges, left, lasts, stops
+        pixels = scene.images, scene.height, scene.width
+        left, lasts = features.new_empty(pixels), features.new_empty(pixels, dtype=torch.int32)
+        stops = features.new_empty(scene.tiles, dtype=torch.int32)
+
+    def chain() -> None:
+        scene.project(inputs, rows, counts, copy)
+        scene.fill_lists(rows, counts, lists)
+        blender.forward(image.dtype)(
+            blender.grid, (lists.ranges, counts, lists.members, rows.geometry, features, background, image, alpha, left, lasts, stops),
+            (room[0], *image.stride(), *blender.sizes),
+        )
+
+    blender.start(chain, room, dtype, (
+        *inputs, features, background, copy, rows.geometry, rows.depths, rows.radii, counts, lists.members, lists.ranges, lists.keys, lists.words,
+        image, alpha, left, lasts, stops))
+    return rows, lists, image, alpha, left, lasts, stops
 
 
-def _blend_backward(
-    rows: Rows, members: Int[Tensor, "R"], ranges: Int[Tensor, "T 2"], features: Float[Tensor, "B N C"], background: Float[Tensor, "C"],
-    left: Float[Tensor, "I H W"], lasts: Int[Tensor, "I H W"], stops: Int[Tensor, "T"], d_image: Tensor, d_alpha: Tensor | None,
-    scene: Scene, blender: Blender,
-) -> tuple[Float[Tensor, "M 8"], Float[Tensor, "B N C"]]:
-    """Gradients of the rows and of the features."""
-    room, count, channels = members.shape[0], rows.radii.shape[0], blender.channels
+def _gradients(
+    saved: tuple[Tensor, ...], d_image: Tensor, d_alpha: Tensor | None, scene: Scene, blender: Blender, pose: bool,
+) -> tuple[tuple[Tensor, ...], Float[Tensor, "B N C"]]:
+    """Gradients as `Scene.project_backward` writes them, and of the features."""
+    *inputs, features, background, geometry, depths, radii, members, ranges, left, lasts, stops = saved
+    inputs, rows, channels = tuple(inputs), Rows(geometry, depths, radii), blender.channels
+    gradients = scene.make_gradients(inputs, pose)
+    d_geometry, d_features = torch.empty_like(geometry), features.new_empty(scene.images if blender.rows else len(features), *features.shape[1:])
+    pairs = d_geometry, d_features
     if blender.rows:
-        d_geometry, d_features = features.new_empty(blender.grid[1] * room, 8), features.new_empty(room, channels)
-    else:
-        sums = features.new_zeros(count * 8 + features.numel())
-        d_geometry, d_features = sums[:count * 8].view(count, 8), sums[count * 8:].view(features.shape)
-    if d_image.data_ptr() % 16 or sum((size - 1) * step for size, step in zip(d_image.shape[1:], d_image.stride()[1:], strict=True)) >= 2**31:
-        d_image = d_image.clone(memory_format=torch.contiguous_format)
-    blender.backward(d_image.dtype, d_alpha is not None, d_image.stride(3) == 1)(
-        blender.grid,
-        (ranges, stops, members, rows.geometry, features, background, left, lasts, d_image, left if d_alpha is None else aligned(d_alpha),
-         d_geometry, d_features),
-        (room, *d_image.stride(), *blender.sizes),
-    )
-    if blender.rows:
-        d_geometry, d_features = scene.sum_pairs(rows, ranges, stops, members, d_geometry, d_features)
-        d_features = d_features.view(scene.images, scene.count, channels)
-        d_features = d_features.sum(dim=0, keepdim=True) if scene.clouds != scene.images else d_features
-    return d_geometry, d_features
+        pairs = features.new_empty(blender.grid[1] * len(members), 8), features.new_empty(len(members), channels)
+
+    def chain() -> None:
+        if not blender.rows:
+            d_geometry.zero_()
+            d_features.zero_()
+        blender.backward(d_image.dtype, d_alpha is not None, d_image.stride(3) == 1)(
+            blender.grid,
+            (ranges, stops, members, geometry, features, background, left, lasts, d_image, left if d_alpha is None else d_alpha, *pairs),
+            (len(members), *d_image.stride(), *blender.sizes),
+        )
+        if blender.rows:
+            scene.sum_pairs(rows, ranges, stops, members, pairs, (d_geometry, d_features.flatten(0, 1)))
+        scene.project_backward(inputs, radii, d_geometry, gradients)
+
+    blender.start(chain, (pose, d_alpha is not None, *d_image.stride()), d_image.dtype, (
+        *saved, d_image, *(() if d_alpha is None else (d_alpha,)), *gradients, d_geometry, d_features, *pairs))
+    return gradients, d_features.sum(dim=0, keepdim=True) if blender.rows and scene.clouds != scene.images else d_features

@@ -42,9 +42,23 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Lists:
+    """Gaussians of the tiles by depth, then index: `members`, and where the list of each tile begins and how long it is, in any order.
+
+    keys, words: of the lists of blocks of tiles, used on the way; there are never more than pairs.
+    """
+
+    members: Int[Tensor, "R"]
+    ranges: Int[Tensor, "T 2"]
+    keys: Int[Tensor, "K"]
+    words: Int[Tensor, "K"]
+
+
+@dataclass(frozen=True)
 class Scene:
     """The sizes of a drawing: `clouds` of `count` Gaussians, one for all images or one each, in tiles of (width, height) pixels.
 
+    Methods called `make_` allocate, the others only start kernels that write there, so that they can be recorded.
     Inputs of the projection, in this order and aligned: means, quats_wxyz, scales, opacities, world_to_camera, intrinsics.
     """
 
@@ -95,6 +109,10 @@ class Scene:
         return -(-self.count // PROJECT_BLOCK), self.images
 
     @functools.cached_property
+    def _programs(self) -> int:
+        return -(-self.count // BACKWARD_BLOCK)
+
+    @functools.cached_property
     def _project(self) -> Launch:
         from lib.render.gaussian.projection_kernels import EXACTLY, project_forward
 
@@ -137,81 +155,86 @@ class Scene:
             self._sums[block, parts] = Launch(sum_rows, SUM_WARPS, EXACTLY, BLOCK=SUM_BLOCK, CHANNELS=block, PARTS=parts, **self._tiled)
         return self._sums[block, parts]
 
-    def project(self, inputs: tuple[Tensor, ...], copy: Int[Tensor, "2"]) -> tuple[Rows, Int[Tensor, "K"]]:
-        """The rows, and counts, int64, as exploded scales can give any number: the number of pairs of tiles and Gaussians; how many of
-        them are listed; the lengths of the lists of blocks of tiles; where these end, one behind the other.
+    def make_rows(self, like: Tensor) -> Rows:
+        """Room for `project`, on the device of a tensor."""
+        rows = self.images * self.count
+        return Rows(like.new_empty(rows, 8), like.new_empty(rows), like.new_empty(rows, dtype=torch.int32))
+
+    def make_counts(self, like: Tensor) -> Int[Tensor, "K"]:
+        """Room for `project`, on the device of a tensor."""
+        return like.new_empty(2 + 2 * self.blocks, dtype=torch.int64)
+
+    def make_lists(self, like: Tensor, room: int, key_room: int) -> Lists:
+        """Room for so many pairs and keys, on the device of a tensor."""
+        return Lists(
+            like.new_empty(room, dtype=torch.int32), like.new_empty(self.tiles, 2, dtype=torch.int32), like.new_empty(key_room, dtype=torch.int64),
+            like.new_empty(key_room, dtype=torch.int32),
+        )
+
+    def project(self, inputs: tuple[Tensor, ...], rows: Rows, counts: Int[Tensor, "K"], copy: Int[Tensor, "2"]) -> None:
+        """Writes the rows, and counts, int64, as exploded scales can give any number: the number of pairs of tiles and Gaussians; how many
+        of them are listed; the lengths of the lists of blocks of tiles; where these end, one behind the other.
 
         The number of pairs, and of Gaussians in the lists of blocks (keys), are also written to `copy`, which may be pinned memory.
         """
-        means, rows = inputs[0], self.images * self.count
-        geometry, depths, radii = means.new_empty(rows, 8), means.new_empty(rows), means.new_empty(rows, dtype=torch.int32)
-        counts = means.new_zeros(2 + 2 * self.blocks, dtype=torch.int64)
-        if rows:
-            tensors = (*inputs, geometry, depths, radii, counts)
+        counts.zero_()
+        if self.images * self.count:
+            tensors = (*inputs, rows.geometry, rows.depths, rows.radii, counts)
             self._project(self._grid, tensors, (self.count, self.width, self.height))
         self._scan((1,), (counts, copy), (self.blocks,))
-        return Rows(geometry, depths, radii), counts
+
+    def fill_lists(self, rows: Rows, counts: Int[Tensor, "K"], lists: Lists) -> None:
+        """Lists the Gaussians of the tiles. What does not fit into the room is left out. `counts` are used up."""
+        room, key_room = lists.members.shape[0], lists.keys.shape[0]
+        if not room or not key_room:
+            lists.ranges.zero_()
+            return
+        throw, sort_lists, merge_runs, take = self._list
+        throw(self._grid, (rows.geometry, rows.radii, rows.depths, counts, lists.keys), (self.count, key_room, self.width, self.height))
+        sort_lists((self.blocks, SORT_PROGRAMS), (counts, lists.keys, lists.words), (key_room,))
+        merge_runs((self.blocks, MERGE_PROGRAMS), (counts, lists.keys, lists.words), (key_room,))
+        sizes = (room, key_room, self.tiles_x, self.tiles_per_image, self.blocks_x, self.blocks_per_image, self.blocks)
+        take((self.tiles,), (counts, lists.words, lists.members, lists.ranges), sizes)
+
+    def sum_pairs(
+        self, rows: Rows, ranges: Int[Tensor, "T 2"], stops: Int[Tensor, "T"], members: Int[Tensor, "R"],
+        pairs: tuple[Float[Tensor, "L 8"], Float[Tensor, "R C"]], sums: tuple[Float[Tensor, "M 8"], Float[Tensor, "M C"]],
+    ) -> None:
+        """Per Gaussian, sums of the rows of its pairs, of geometry and features, always in the same order. `stops`: how many of each list
+        have rows."""
+        room, channels = pairs[1].shape
+        for values in sums:
+            values.zero_()
+        block = channel_block(channels)
+        if self.count and room:
+            self._sum(block, pairs[0].shape[0] // room)(
+                (-(-self.count // SUM_BLOCK), self.images, max(-(-channels // block), 1)),
+                (rows.geometry, rows.radii, rows.depths, ranges, stops, members, *pairs, *sums),
+                (self.count, room, self.width, self.height, channels),
+            )
+
+    def make_gradients(self, inputs: tuple[Tensor, ...], pose: bool) -> tuple[Tensor, ...]:
+        """Room for `project_backward`: of means, quats_wxyz, scales, opacities, and if `pose` for the parts of that of world_to_camera."""
+        gradients = [inputs[0].new_empty(tensor.shape) for tensor in inputs[:4]]
+        return *gradients, *([inputs[0].new_empty(self.images, self._programs, 12)] if pose else [])
 
     def project_backward(
-        self, inputs: tuple[Tensor, ...], radii: Int[Tensor, "M"], d_geometry: Float[Tensor, "M 8"], pose: bool
-    ) -> list[Tensor | None]:
-        """Gradients of means, quats_wxyz, scales, opacities, and of world_to_camera if `pose`; always in the same order of summation.
+        self, inputs: tuple[Tensor, ...], radii: Int[Tensor, "M"], d_geometry: Float[Tensor, "M 8"], gradients: tuple[Tensor, ...]
+    ) -> None:
+        """Writes the gradients, always in the same order of summation.
 
         d_geometry: rows [m0, sx, sy, sxx, sxy, syy, -, -], sums over pixels of dL/dpower times 1, dx, dy, dx², dx dy, dy², where power
         is the natural logarithm of alpha before clamping and (dx, dy) = mean - pixel. Rows of culled Gaussians are not read.
         """
-        means, programs = inputs[0], -(-self.count // BACKWARD_BLOCK)
-        gradients: list[Tensor | None] = [means.new_empty(tensor.shape) for tensor in inputs[:4]]
-        parts = means.new_empty(self.images, programs, 12) if pose else d_geometry
+        pose = len(gradients) > 4
         if self.images * self.count:
-            tensors = (*inputs, radii, d_geometry, *gradients, parts)
-            self._project_backward[pose]((programs, self.clouds), tensors, (self.count, self.images, self.width, self.height))
-        if not pose:
-            return [*gradients, None]
+            tensors = (*inputs, radii, d_geometry, *gradients, *(() if pose else (d_geometry,)))
+            self._project_backward[pose]((self._programs, self.clouds), tensors, (self.count, self.images, self.width, self.height))
+
+    def pose_gradient(self, parts: Float[Tensor, "I P 12"]) -> Float[Tensor, "I 3 4"]:
+        """The gradient of world_to_camera."""
         sums = parts.sum(dim=1)
-        return [*gradients, torch.cat([sums[:, :9].reshape(self.images, 3, 3), sums[:, 9:, None]], dim=2)]
-
-    def recount(self, counts: Int[Tensor, "K"]) -> Int[Tensor, "K"]:
-        """Counts as they were before lists were made."""
-        ends = counts[2 + self.blocks:]
-        return torch.cat([counts[:1], counts.new_zeros(1), torch.diff(ends, prepend=ends.new_zeros(1)), ends])
-
-    def members(
-        self, rows: Rows, counts: Int[Tensor, "K"], room: int, key_room: int | None = None
-    ) -> tuple[Int[Tensor, "R"], Int[Tensor, "T 2"]]:
-        """Gaussians of the tiles by depth, then index, and where the list of each tile begins and how long it is, in any order.
-
-        What does not fit into the room, or the room of keys (there are never more than pairs), is left out. `counts` are used up: the
-        lengths count down to zero.
-        """
-        key_room = room if key_room is None else key_room
-        members, words = counts.new_empty(room, dtype=torch.int32), counts.new_empty(key_room, dtype=torch.int32)
-        if not room:
-            return members, members.new_zeros(self.tiles, 2)
-        keys, ranges = counts.new_empty(key_room), members.new_empty(self.tiles, 2)
-        throw, sort_lists, merge_runs, take = self._list
-        throw(self._grid, (rows.geometry, rows.radii, rows.depths, counts, keys), (self.count, key_room, self.width, self.height))
-        sort_lists((self.blocks, SORT_PROGRAMS), (counts, keys, words), (key_room,))
-        merge_runs((self.blocks, MERGE_PROGRAMS), (counts, keys, words), (key_room,))
-        sizes = (room, key_room, self.tiles_x, self.tiles_per_image, self.blocks_x, self.blocks_per_image, self.blocks)
-        take((self.tiles,), (counts, words, members, ranges), sizes)
-        return members, ranges
-
-    def sum_pairs(
-        self, rows: Rows, ranges: Int[Tensor, "T 2"], stops: Int[Tensor, "T"], members: Int[Tensor, "R"],
-        pair_geometry: Float[Tensor, "L 8"], pair_features: Float[Tensor, "R C"],
-    ) -> tuple[Float[Tensor, "M 8"], Float[Tensor, "M C"]]:
-        """Per Gaussian, the sums of the rows of its pairs, always in the same order. `stops`: how many of each list have rows."""
-        channels, room = pair_features.shape[1], members.shape[0]
-        d_geometry, d_features = torch.zeros_like(rows.geometry), rows.geometry.new_zeros(rows.radii.shape[0], channels)
-        block = channel_block(channels)
-        if self.count and room:
-            self._sum(block, pair_geometry.shape[0] // room)(
-                (-(-self.count // SUM_BLOCK), self.images, max(-(-channels // block), 1)),
-                (rows.geometry, rows.radii, rows.depths, ranges, stops, members, pair_geometry, pair_features, d_geometry, d_features),
-                (self.count, room, self.width, self.height, channels),
-            )
-        return d_geometry, d_features
+        return torch.cat([sums[:, :9].reshape(self.images, 3, 3), sums[:, 9:, None]], dim=2)
 
 
 scene_of = functools.lru_cache(maxsize=256)(Scene)  # the same sizes share their launches
