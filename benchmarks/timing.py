@@ -159,10 +159,7 @@ def counters(drawing: Drawing, backend: str) -> dict[str, float]:
         cloud = drawing.cloud
         scene = scene_of(*cloud.means.shape[:2], batch, camera.width, camera.height, False, tile)
         inputs = (cloud.means, cloud.quats_wxyz, cloud.scales, cloud.opacities, camera.world_to_camera, camera.intrinsics)
-        rows, counts, total = scene.make_rows(cloud.means), scene.make_counts(cloud.means), torch.empty_like(scene.make_counts(cloud.means)[:2])
-        scene.project(inputs, rows, counts, total)
-        lists = scene.make_lists(cloud.means, *total.tolist())
-        scene.fill_lists(rows, counts, lists)
+        rows, lists, _ = scene.listed(inputs, *scene.listed(inputs)[2].tolist())
         lengths, visible = lists.ranges[:, 1], int((rows.radii > 0).sum())
     else:
         tile, clouds = (TILE, TILE), [drawing.cloud] if len(drawing.cloud.means) == batch else None

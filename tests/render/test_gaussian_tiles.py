@@ -15,7 +15,7 @@ from lib.render.gaussian import tiles
 from lib.render.gaussian.contract import one_per_camera
 from lib.render.gaussian.launch import Launch, aligned
 from lib.render.gaussian.projection import ALPHA_MIN, CLIP_BLOCK, NEAR, project
-from lib.render.gaussian.tiles import Rows, Scene, scene_of
+from lib.render.gaussian.tiles import Lists, Rows, Scene, Scratch, scene_of
 from tests.render.test_gaussian_reference import FIELDS, double, leaves, make_camera, on_axis, scattered, single, stacked, tied
 from tests.render.triton_process import installed, interpreted, run_interpreted, starts_interpreter
 
@@ -129,32 +129,40 @@ def sizes_of(cloud, camera, tile, clip=False):
     return scene_of(*cloud.means.shape[:2], len(camera.intrinsics), camera.width, camera.height, clip, tile)
 
 
+def allocated(parts):
+    """Tensors of these shapes and types, each by itself."""
+    return {name: torch.zeros(0, dtype=dtype).new_empty(shape) for name, (shape, dtype) in parts.items()}
+
+
 def members_of(scene, rows, counts, room):
     """Members and ranges; the room is that of pairs and of keys."""
-    lists = scene.make_lists(rows.geometry, room, room)
-    scene.fill_lists(rows, counts, lists)
+    lists, scratch = Lists(**allocated(scene.list_parts(room))), Scratch(**allocated(scene.scratch_parts(room)))
+    scene.fill_lists(rows, dataclasses.replace(scratch, counts=counts), lists)
     return lists.members, lists.ranges
 
 
 def sums_of(scene, rows, ranges, stops, members, *pairs):
     """Sums of rows, of geometry and of features."""
     sums = torch.empty_like(rows.geometry), rows.geometry.new_empty(len(rows.radii), pairs[1].shape[1])
-    scene.sum_pairs(rows, ranges, stops, members, pairs, sums)
+    scene.sum_pairs(rows, Lists(members, ranges), stops, pairs, sums)
     return sums
 
 
 def gradients_of(scene, inputs, radii, moments, pose):
     """Of means, quats_wxyz, scales, opacities, and world_to_camera if asked for."""
-    gradients = scene.make_gradients(inputs, pose)
-    scene.project_backward(inputs, radii, moments, gradients)
-    return *gradients[:4], scene.pose_gradient(gradients[4]) if pose else None
+    gradients = [value.new_empty(value.shape) for value in inputs[:4]]
+    parts = [moments.new_empty(scene.images, scene.programs, 12)] if pose else []
+    scene.project_backward(inputs, radii, moments, (*gradients, *parts))
+    return *gradients, scene.pose_gradient(parts[0]) if pose else None
 
 
 def projected(cloud, camera, tile, clip=False):
     """Sizes, rows, and counts."""
     scene, copy = sizes_of(cloud, camera, tile, clip), torch.tensor([-1, -1])
-    rows, counts = scene.make_rows(cloud.means), scene.make_counts(cloud.means)
-    scene.project(inputs_of(cloud, camera), rows, counts, copy)
+    rows = Rows(**allocated(scene.row_parts()), radii=torch.zeros(0, dtype=torch.int32).new_empty(scene.images * scene.count))
+    scratch = Scratch(**allocated(scene.scratch_parts(0)))
+    scene.project(inputs_of(cloud, camera), rows, scratch, copy)
+    counts = scratch.counts
     assert copy[0] == counts[0]
     assert copy[1] == counts[-1]  # where the last list ends
     lengths, ends = split(counts, scene)

@@ -342,7 +342,7 @@ def test_devices_that_answer_late_draw_into_the_room_of_the_last_call(monkeypatc
     def image_of(scales):
         rooms.clear()
         inputs = (cloud.means, cloud.quats_wxyz, scales, cloud.opacities, camera.world_to_camera, camera.intrinsics)
-        return tiled._in_enough_room(inputs, cloud.features.as_subclass(LateFeatures), background, blender, None)[2]
+        return tiled._in_enough_room(inputs, cloud.features.as_subclass(LateFeatures), background, blender, None).image
 
     def image_that_is_right(scales):
         return rasterize(dataclasses.replace(cloud, scales=scales), camera, background, backend="triton").features

@@ -6,15 +6,19 @@ addresses come again, as they do in a loop, where the allocator hands out what w
 """
 
 import ctypes
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 HANG = 20.0  # seconds
+ALIGNMENT = 256  # bytes: of the parts of an allocation
+ALIGNMENT = 256  # bytes: of the parts of an allocation
 KEPT = 1024  # sets of numbers per kernel
 GRAPHS, GAIN, SEEN = 16, 8, 64  # graphs kept; replays per graph that make others worth recording; keys remembered until they come again
 
@@ -88,6 +92,28 @@ def _recorded(chain: Callable[[], None]) -> torch.cuda.CUDAGraph:
         finally:
             graph.capture_end()
     return graph
+
+
+Parts = dict[str, tuple[tuple[int, ...], torch.dtype]]  # shapes and types of tensors by name
+
+
+class Layout:
+    """Tensors that share one allocation: the host allocates once, and looks at the parts only where it must."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.size = {}, 0
+        for name, (shape, dtype) in parts.items():
+            length = math.prod(shape) * dtype.itemsize
+            self.parts[name] = slice(self.size, self.size + length), shape, dtype
+            self.size += -(-length // ALIGNMENT) * ALIGNMENT
+
+    def allocate(self, like: Tensor) -> UInt8[Tensor, "S"]:
+        """Room for all of them, on the device of a tensor."""
+        return like.new_empty(self.size, dtype=torch.uint8)
+
+    def carve(self, storage: UInt8[Tensor, "S"]) -> dict[str, Tensor]:
+        """Where they are."""
+        return {name: storage[place].view(dtype).view(shape) for name, (place, shape, dtype) in self.parts.items()}
 
 
 class HostWords:

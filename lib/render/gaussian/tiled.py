@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
@@ -25,8 +25,8 @@ from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
 from lib.render.gaussian.contract import DEFAULT, PAIRS_MAX, FeatureImage, RasterOptions, room_for
 from lib.render.gaussian.installed import gradient_obstacle, refuse_obstacles
-from lib.render.gaussian.launch import HostWords, Launch, Replays, aligned, on_device
-from lib.render.gaussian.tiles import Lists, Rows, Scene, channel_block, scene_of
+from lib.render.gaussian.launch import HostWords, Launch, Layout, Replays, aligned, on_device
+from lib.render.gaussian.tiles import Lists, Rows, Scene, Scratch, channel_block, scene_of
 
 GRID_MAX = 65535  # of a launch in its second direction: images
 SPARE, LEAST_ROOM = 0.02, 1024  # of the number of pairs: more room for the next call; pairs that there always is room for
@@ -194,10 +194,10 @@ class Blender:
         return self._launches[dtype, alpha, planar]
 
 
-    def start(self, chain: Callable[[], None], numbers: tuple[int, ...], dtype: torch.dtype | None, tensors: tuple[Tensor, ...]) -> None:
-        """Starts launches that these numbers, the type of the image and the tensors' addresses decide."""
+    def start(self, chain: Callable[[], None], decided: tuple, tensors: tuple[Tensor, ...]) -> None:
+        """Starts launches that the tensors' addresses decide, and what else is named."""
         if tensors[0].is_cuda:
-            self.replays.start((dtype, *numbers, *[tensor.data_ptr() for tensor in tensors]), chain)
+            self.replays.start((decided, *[tensor.data_ptr() for tensor in tensors]), chain)
         else:
             chain()
 
@@ -223,46 +223,57 @@ class Draw(torch.autograd.Function):
         features, background = aligned(features), aligned(background)
         inputs = tuple(map(aligned, (means, quats, scales, opacities, world_to_camera, intrinsics)))
         if options.capacity is None:
-            rows, lists, image, alpha, *kept = _in_enough_room(inputs, features, background, blender, options.dtype)
+            drawing = _in_enough_room(inputs, features, background, blender, options.dtype)
         else:
             if options.capacity.pairs > PAIRS_MAX:
                 raise InputError(f"Capacity.pairs is {options.capacity.pairs}; expected at most {PAIRS_MAX}")
             options.capacity.needed = torch.empty(2, dtype=torch.int64, device=means.device)
             room = options.capacity.pairs, options.capacity.pairs
-            rows, lists, image, alpha, *kept = _drawn(inputs, features, background, blender, options.dtype, room, options.capacity.needed)
+            drawing = _drawn(inputs, features, background, blender, options.dtype, room, options.capacity.needed)
         if blender.save:
-            ctx.save_for_backward(*inputs, features, background, rows.geometry, rows.depths, rows.radii, lists.members, lists.ranges, *kept)
-            ctx.scene, ctx.blender = scene, blender
-        radii = rows.radii.view(scene.images, -1)
-        ctx.mark_non_differentiable(radii)
+            ctx.save_for_backward(*inputs, features, background, drawing.radii, drawing.kept)
+            ctx.scene, ctx.blender, ctx.layout = scene, blender, drawing.layout
+        ctx.mark_non_differentiable(drawing.radii)
         ctx.set_materialize_grads(False)
-        return image, alpha, radii
+        return drawing.image, drawing.alpha, drawing.radii
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, d_image: Tensor | None, d_alpha: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         """Gradients of everything but intrinsics."""
         saved, scene, blender, needs = ctx.saved_tensors, ctx.scene, ctx.blender, ctx.needs_input_grad
-        left = saved[-3]
         if d_image is None:
-            d_image = left.new_zeros(()).expand(scene.images, blender.channels, scene.height, scene.width)
+            d_image = saved[0].new_zeros(()).expand(scene.images, blender.channels, scene.height, scene.width)
         if d_image.data_ptr() % 16 or sum((size - 1) * step for size, step in zip(d_image.shape[1:], d_image.stride()[1:], strict=True)) >= 2**31:
             d_image = d_image.clone(memory_format=torch.contiguous_format)
-        with on_device(left):
-            gradients, d_features = _gradients(saved, d_image, None if d_alpha is None else aligned(d_alpha), scene, blender, needs[4])
-            # No product of matrices, which might be rounded.
-            d_background = (d_image.to(left.dtype) * left[:, None]).sum(dim=(0, 2, 3)) if needs[6] else None
+        with on_device(d_image):
+            d_alpha = None if d_alpha is None else aligned(d_alpha)
+            gradients, d_features = _gradients(saved, ctx.layout, d_image, d_alpha, scene, blender, needs[4])
             d_pose = scene.pose_gradient(gradients[4]) if needs[4] else None
+            d_background = None
+            if needs[6]:  # no product of matrices, which might be rounded
+                left = ctx.layout.carve(saved[-1])["left"]
+                d_background = (d_image.to(left.dtype) * left[:, None]).sum(dim=(0, 2, 3))
         return *gradients[:4], d_pose, d_features, d_background, None, None, None, None
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """`kept`: all of the layout, for the backward pass."""
+
+    image: Float[Tensor, "I C H W"]
+    alpha: Float[Tensor, "I 1 H W"]
+    radii: Int[Tensor, "I N"]
+    kept: UInt8[Tensor, "S"]
+    layout: Layout
 
 
 def _in_enough_room(
     inputs: tuple[Tensor, ...], features: Tensor, background: Tensor, blender: Blender, dtype: torch.dtype | None,
-) -> "_Drawing":
+) -> _Drawing:
     """Draws into as much room as earlier calls of these sizes needed, and again if that was too little."""
     if not features.is_cuda:
-        total = torch.empty(2, dtype=torch.int64)
-        blender.scene.project(inputs, blender.scene.make_rows(features), blender.scene.make_counts(features), total)
+        total = blender.scene.listed(inputs)[2]
         return _drawn(inputs, features, background, blender, dtype, tuple(total.tolist()), total)
     if torch.cuda.is_current_stream_capturing():
         raise InputError("a CUDA graph cannot record a drawing whose number of pairs is not known: give RasterOptions.capacity")
@@ -280,63 +291,77 @@ def _in_enough_room(
             return drawn
 
 
-_Drawing = tuple[Rows, Lists, Tensor, Tensor, Tensor, Tensor, Tensor]
+@functools.lru_cache(maxsize=256)
+def _layouts(scene: Scene, save: bool, room: tuple[int, int]) -> tuple[Layout, Layout]:
+    """What the backward pass needs, or what is dropped, and what is used on the way to the lists.
+
+    left: transmittances; lasts, stops: places in lists where pixels and tiles stopped.
+    """
+    pixels = (scene.images, scene.height, scene.width) if save else (1,)
+    parts = {"left": (pixels, torch.float32), "lasts": (pixels, torch.int32), "stops": ((scene.tiles if save else 1,), torch.int32)}
+    return Layout(scene.row_parts() | scene.list_parts(room[0]) | parts), Layout(scene.scratch_parts(room[1]))
 
 
 def _drawn(
     inputs: tuple[Tensor, ...], features: Float[Tensor, "B N C"], background: Float[Tensor, "C"], blender: Blender, dtype: torch.dtype | None,
     room: tuple[int, int], copy: Int[Tensor, "2"],
 ) -> _Drawing:
-    """Rows, lists, image, alpha, and what else the backward pass needs: transmittances and places where pixels and tiles stopped."""
+    """Draws what fits into the room; if not all does, NaN."""
     scene = blender.scene
-    rows, counts, lists = scene.make_rows(features), scene.make_counts(features), scene.make_lists(features, *room)
+    layout, scratch_layout = _layouts(scene, blender.save, room)
+    kept, scratch = layout.allocate(features), scratch_layout.allocate(features)
+    radii = features.new_empty(scene.images, scene.count, dtype=torch.int32)
     image = features.new_empty(scene.images, blender.channels, scene.height, scene.width, dtype=dtype)
     alpha = features.new_empty(scene.images, 1, scene.height, scene.width)
-    left = lasts = stops = alpha
-    if blender.save:
-        pixels = scene.images, scene.height, scene.width
-        left, lasts = features.new_empty(pixels), features.new_empty(pixels, dtype=torch.int32)
-        stops = features.new_empty(scene.tiles, dtype=torch.int32)
 
     def chain() -> None:
-        scene.project(inputs, rows, counts, copy)
-        scene.fill_lists(rows, counts, lists)
+        parts, work = layout.carve(kept), Scratch(**scratch_layout.carve(scratch))
+        rows, lists = Rows(parts["geometry"], parts["depths"], radii.view(-1)), Lists(parts["members"], parts["ranges"])
+        scene.project(inputs, rows, work, copy)
+        scene.fill_lists(rows, work, lists)
         blender.forward(image.dtype)(
-            blender.grid, (lists.ranges, counts, lists.members, rows.geometry, features, background, image, alpha, left, lasts, stops),
+            blender.grid,
+            (lists.ranges, work.counts, lists.members, rows.geometry, features, background, image, alpha,
+             *(parts[name] for name in ("left", "lasts", "stops"))),
             (room[0], *image.stride(), *blender.sizes),
         )
 
-    blender.start(chain, room, dtype, (
-        *inputs, features, background, copy, rows.geometry, rows.depths, rows.radii, counts, lists.members, lists.ranges, lists.keys, lists.words,
-        image, alpha, left, lasts, stops))
-    return rows, lists, image, alpha, left, lasts, stops
+    blender.start(chain, (*room, dtype), (*inputs, features, background, copy, kept, scratch, radii, image, alpha))
+    return _Drawing(image, alpha, radii, kept, layout)
 
 
 def _gradients(
-    saved: tuple[Tensor, ...], d_image: Tensor, d_alpha: Tensor | None, scene: Scene, blender: Blender, pose: bool,
-) -> tuple[tuple[Tensor, ...], Float[Tensor, "B N C"]]:
+    saved: tuple[Tensor, ...], layout: Layout, d_image: Tensor, d_alpha: Tensor | None, scene: Scene, blender: Blender, pose: bool,
+) -> tuple[list[Tensor], Float[Tensor, "B N C"]]:
     """Gradients as `Scene.project_backward` writes them, and of the features."""
-    *inputs, features, background, geometry, depths, radii, members, ranges, left, lasts, stops = saved
-    inputs, rows, channels = tuple(inputs), Rows(geometry, depths, radii), blender.channels
-    gradients = scene.make_gradients(inputs, pose)
-    d_geometry, d_features = torch.empty_like(geometry), features.new_empty(scene.images if blender.rows else len(features), *features.shape[1:])
+    *inputs, features, background, radii, kept = saved
+    channels, room = blender.channels, layout.parts["members"][1][0]
+    gradients = [features.new_empty(tensor.shape) for tensor in inputs[:4]]
+    if pose:
+        gradients.append(features.new_empty(scene.images, scene.programs, 12))
+    d_geometry = features.new_empty(scene.images * scene.count, 8)
+    d_features = features.new_empty(scene.images if blender.rows else scene.clouds, scene.count, channels)
     pairs = d_geometry, d_features
     if blender.rows:
-        pairs = features.new_empty(blender.grid[1] * len(members), 8), features.new_empty(len(members), channels)
+        pairs = features.new_empty(blender.grid[1] * room, 8), features.new_empty(room, channels)
 
     def chain() -> None:
+        parts = layout.carve(kept)
+        rows, lists = Rows(parts["geometry"], parts["depths"], radii.view(-1)), Lists(parts["members"], parts["ranges"])
         if not blender.rows:
             d_geometry.zero_()
             d_features.zero_()
         blender.backward(d_image.dtype, d_alpha is not None, d_image.stride(3) == 1)(
             blender.grid,
-            (ranges, stops, members, geometry, features, background, left, lasts, d_image, left if d_alpha is None else d_alpha, *pairs),
-            (len(members), *d_image.stride(), *blender.sizes),
+            (lists.ranges, parts["stops"], lists.members, rows.geometry, features, background, parts["left"], parts["lasts"], d_image,
+             parts["left"] if d_alpha is None else d_alpha, *pairs),
+            (room, *d_image.stride(), *blender.sizes),
         )
         if blender.rows:
-            scene.sum_pairs(rows, ranges, stops, members, pairs, (d_geometry, d_features.flatten(0, 1)))
-        scene.project_backward(inputs, radii, d_geometry, gradients)
+            scene.sum_pairs(rows, lists, parts["stops"], pairs, (d_geometry, d_features.flatten(0, 1)))
+        scene.project_backward(tuple(inputs), rows.radii, d_geometry, tuple(gradients))
 
-    blender.start(chain, (pose, d_alpha is not None, *d_image.stride()), d_image.dtype, (
-        *saved, d_image, *(() if d_alpha is None else (d_alpha,)), *gradients, d_geometry, d_features, *pairs))
+    alphas = () if d_alpha is None else (d_alpha,)
+    decided = pose, len(alphas), d_image.dtype, *d_image.stride()
+    blender.start(chain, decided, (*saved, d_image, *alphas, *gradients, d_geometry, *pairs, d_features))
     return gradients, d_features.sum(dim=0, keepdim=True) if blender.rows and scene.clouds != scene.images else d_features

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.render.gaussian.launch import Launch
+from lib.render.gaussian.launch import Launch, Parts
 from lib.render.gaussian.projection import CLIP_BLOCK
 
 PROJECT_BLOCK, PROJECT_WARPS, COLUMNS = 32, 1, 4  # one warp: a loop ends with the last of its Gaussians; blocks of tiles taken at once
@@ -43,13 +43,21 @@ class Rows:
 
 @dataclass(frozen=True)
 class Lists:
-    """Gaussians of the tiles by depth, then index: `members`, and where the list of each tile begins and how long it is, in any order.
-
-    keys, words: of the lists of blocks of tiles, used on the way; there are never more than pairs.
-    """
+    """Gaussians of the tiles by depth, then index: `members`, and where the list of each tile begins and how long it is, in any order."""
 
     members: Int[Tensor, "R"]
     ranges: Int[Tensor, "T 2"]
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """What is used on the way to the lists.
+
+    counts, int64, as exploded scales can give any number: the number of pairs of tiles and Gaussians; how many of them are listed; the
+    lengths of the lists of blocks of tiles; where these end, one behind the other. keys, words: these lists, never more than pairs.
+    """
+
+    counts: Int[Tensor, "C"]
     keys: Int[Tensor, "K"]
     words: Int[Tensor, "K"]
 
@@ -58,7 +66,7 @@ class Lists:
 class Scene:
     """The sizes of a drawing: `clouds` of `count` Gaussians, one for all images or one each, in tiles of (width, height) pixels.
 
-    Methods called `make_` allocate, the others only start kernels that write there, so that they can be recorded.
+    Its methods only start kernels that write into what they are given, so that they can be recorded; `..._parts` say what to allocate.
     Inputs of the projection, in this order and aligned: means, quats_wxyz, scales, opacities, world_to_camera, intrinsics.
     """
 
@@ -109,7 +117,8 @@ class Scene:
         return -(-self.count // PROJECT_BLOCK), self.images
 
     @functools.cached_property
-    def _programs(self) -> int:
+    def programs(self) -> int:
+        """Of the backward projection, of every image."""
         return -(-self.count // BACKWARD_BLOCK)
 
     @functools.cached_property
@@ -155,49 +164,56 @@ class Scene:
             self._sums[block, parts] = Launch(sum_rows, SUM_WARPS, EXACTLY, BLOCK=SUM_BLOCK, CHANNELS=block, PARTS=parts, **self._tiled)
         return self._sums[block, parts]
 
-    def make_rows(self, like: Tensor) -> Rows:
-        """Room for `project`, on the device of a tensor."""
+    def row_parts(self) -> Parts:
+        """Of Rows, without the radii."""
         rows = self.images * self.count
-        return Rows(like.new_empty(rows, 8), like.new_empty(rows), like.new_empty(rows, dtype=torch.int32))
+        return {"geometry": ((rows, 8), torch.float32), "depths": ((rows,), torch.float32)}
 
-    def make_counts(self, like: Tensor) -> Int[Tensor, "K"]:
-        """Room for `project`, on the device of a tensor."""
-        return like.new_empty(2 + 2 * self.blocks, dtype=torch.int64)
+    def list_parts(self, room: int) -> Parts:
+        """Of Lists of so many pairs."""
+        return {"members": ((room,), torch.int32), "ranges": ((self.tiles, 2), torch.int32)}
 
-    def make_lists(self, like: Tensor, room: int, key_room: int) -> Lists:
-        """Room for so many pairs and keys, on the device of a tensor."""
-        return Lists(
-            like.new_empty(room, dtype=torch.int32), like.new_empty(self.tiles, 2, dtype=torch.int32), like.new_empty(key_room, dtype=torch.int64),
-            like.new_empty(key_room, dtype=torch.int32),
-        )
+    def scratch_parts(self, key_room: int) -> Parts:
+        """Of Scratch for so many keys."""
+        return {"counts": ((2 + 2 * self.blocks,), torch.int64), "keys": ((key_room,), torch.int64), "words": ((key_room,), torch.int32)}
 
-    def project(self, inputs: tuple[Tensor, ...], rows: Rows, counts: Int[Tensor, "K"], copy: Int[Tensor, "2"]) -> None:
-        """Writes the rows, and counts, int64, as exploded scales can give any number: the number of pairs of tiles and Gaussians; how many
-        of them are listed; the lengths of the lists of blocks of tiles; where these end, one behind the other.
+    def project(self, inputs: tuple[Tensor, ...], rows: Rows, scratch: Scratch, copy: Int[Tensor, "2"]) -> None:
+        """Writes the rows and counts.
 
         The number of pairs, and of Gaussians in the lists of blocks (keys), are also written to `copy`, which may be pinned memory.
         """
-        counts.zero_()
+        scratch.counts.zero_()
         if self.images * self.count:
-            tensors = (*inputs, rows.geometry, rows.depths, rows.radii, counts)
+            tensors = (*inputs, rows.geometry, rows.depths, rows.radii, scratch.counts)
             self._project(self._grid, tensors, (self.count, self.width, self.height))
-        self._scan((1,), (counts, copy), (self.blocks,))
+        self._scan((1,), (scratch.counts, copy), (self.blocks,))
 
-    def fill_lists(self, rows: Rows, counts: Int[Tensor, "K"], lists: Lists) -> None:
-        """Lists the Gaussians of the tiles. What does not fit into the room is left out. `counts` are used up."""
-        room, key_room = lists.members.shape[0], lists.keys.shape[0]
+    def fill_lists(self, rows: Rows, scratch: Scratch, lists: Lists) -> None:
+        """Lists the Gaussians of the tiles. What does not fit into the room is left out. Lengths in the counts are used up."""
+        (counts, keys, words), room, key_room = vars(scratch).values(), lists.members.shape[0], scratch.keys.shape[0]
         if not room or not key_room:
             lists.ranges.zero_()
             return
         throw, sort_lists, merge_runs, take = self._list
-        throw(self._grid, (rows.geometry, rows.radii, rows.depths, counts, lists.keys), (self.count, key_room, self.width, self.height))
-        sort_lists((self.blocks, SORT_PROGRAMS), (counts, lists.keys, lists.words), (key_room,))
-        merge_runs((self.blocks, MERGE_PROGRAMS), (counts, lists.keys, lists.words), (key_room,))
+        throw(self._grid, (rows.geometry, rows.radii, rows.depths, counts, keys), (self.count, key_room, self.width, self.height))
+        sort_lists((self.blocks, SORT_PROGRAMS), (counts, keys, words), (key_room,))
+        merge_runs((self.blocks, MERGE_PROGRAMS), (counts, keys, words), (key_room,))
         sizes = (room, key_room, self.tiles_x, self.tiles_per_image, self.blocks_x, self.blocks_per_image, self.blocks)
-        take((self.tiles,), (counts, lists.words, lists.members, lists.ranges), sizes)
+        take((self.tiles,), (counts, words, lists.members, lists.ranges), sizes)
+
+    def listed(self, inputs: tuple[Tensor, ...], room: int = 0, key_room: int = 0) -> tuple[Rows, Lists, Int[Tensor, "2"]]:
+        """Rows, lists as far as there is room, and the numbers of pairs and of keys: a drawing up to where blending begins."""
+        radii = {"radii": ((self.images * self.count,), torch.int32)}
+        rows, lists, scratch = (
+            kind(**{name: inputs[0].new_empty(shape, dtype=dtype) for name, (shape, dtype) in parts.items()}) for kind, parts in (
+                (Rows, self.row_parts() | radii), (Lists, self.list_parts(room)), (Scratch, self.scratch_parts(key_room))))
+        total = torch.empty_like(scratch.counts[:2])
+        self.project(inputs, rows, scratch, total)
+        self.fill_lists(rows, scratch, lists)
+        return rows, lists, total
 
     def sum_pairs(
-        self, rows: Rows, ranges: Int[Tensor, "T 2"], stops: Int[Tensor, "T"], members: Int[Tensor, "R"],
+        self, rows: Rows, lists: Lists, stops: Int[Tensor, "T"],
         pairs: tuple[Float[Tensor, "L 8"], Float[Tensor, "R C"]], sums: tuple[Float[Tensor, "M 8"], Float[Tensor, "M C"]],
     ) -> None:
         """Per Gaussian, sums of the rows of its pairs, of geometry and features, always in the same order. `stops`: how many of each list
@@ -209,19 +225,15 @@ class Scene:
         if self.count and room:
             self._sum(block, pairs[0].shape[0] // room)(
                 (-(-self.count // SUM_BLOCK), self.images, max(-(-channels // block), 1)),
-                (rows.geometry, rows.radii, rows.depths, ranges, stops, members, *pairs, *sums),
+                (rows.geometry, rows.radii, rows.depths, lists.ranges, stops, lists.members, *pairs, *sums),
                 (self.count, room, self.width, self.height, channels),
             )
-
-    def make_gradients(self, inputs: tuple[Tensor, ...], pose: bool) -> tuple[Tensor, ...]:
-        """Room for `project_backward`: of means, quats_wxyz, scales, opacities, and if `pose` for the parts of that of world_to_camera."""
-        gradients = [inputs[0].new_empty(tensor.shape) for tensor in inputs[:4]]
-        return *gradients, *([inputs[0].new_empty(self.images, self._programs, 12)] if pose else [])
 
     def project_backward(
         self, inputs: tuple[Tensor, ...], radii: Int[Tensor, "M"], d_geometry: Float[Tensor, "M 8"], gradients: tuple[Tensor, ...]
     ) -> None:
-        """Writes the gradients, always in the same order of summation.
+        """Writes gradients of means, quats_wxyz, scales, opacities, and if there is a fifth, (I, programs, 12), the parts of that of
+        world_to_camera; always in the same order of summation.
 
         d_geometry: rows [m0, sx, sy, sxx, sxy, syy, -, -], sums over pixels of dL/dpower times 1, dx, dy, dx², dx dy, dy², where power
         is the natural logarithm of alpha before clamping and (dx, dy) = mean - pixel. Rows of culled Gaussians are not read.
@@ -229,7 +241,7 @@ class Scene:
         pose = len(gradients) > 4
         if self.images * self.count:
             tensors = (*inputs, radii, d_geometry, *gradients, *(() if pose else (d_geometry,)))
-            self._project_backward[pose]((self._programs, self.clouds), tensors, (self.count, self.images, self.width, self.height))
+            self._project_backward[pose]((self.programs, self.clouds), tensors, (self.count, self.images, self.width, self.height))
 
     def pose_gradient(self, parts: Float[Tensor, "I P 12"]) -> Float[Tensor, "I 3 4"]:
         """The gradient of world_to_camera."""
