@@ -333,6 +333,18 @@ def test_loops_replay_what_they_launched_before(backend, deterministic, monkeypa
 
 @needs_triton
 @kernels
+def test_room_of_any_size_at_the_same_addresses(backend):
+    where, cloud = camera(), some_cloud(2, 430, 32)
+    expected = drawn(cloud, where, backend, RasterOptions(deterministic=True))
+    for _ in range(3):
+        for pairs in (400_000, None, 100_000, 200_000, None):
+            for _ in range(3):
+                ours = drawn(cloud, where, backend, RasterOptions(deterministic=True, capacity=None if pairs is None else Capacity(pairs)))
+                assert all(torch.equal(one, other) for one, other in zip(ours, expected, strict=True)), pairs
+
+
+@needs_triton
+@kernels
 def test_threads_draw_beside_each_other(backend):
     where, options = camera(), RasterOptions(deterministic=True)
     clouds = [some_cloud(2, 420, 32, scale) for scale in (0.008, 0.01, 0.012)]

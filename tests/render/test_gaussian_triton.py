@@ -306,6 +306,35 @@ def test_room_on_the_cpu_is_what_is_needed(monkeypatch):
     assert asked == [tuple(capacity.needed.tolist()), (1000, 1000)]
 
 
+@interpreted
+def test_what_decides_about_launches_is_named(monkeypatch):
+    """Addresses come again with other sizes, so everything else that launches depend on must be told apart."""
+    decided, start = [], tiled.Blender.start
+
+    def noted(blender, chain, named, tensors):
+        decided.append((id(blender), named))
+        start(blender, chain, named, tensors)
+
+    monkeypatch.setattr(tiled.Blender, "start", noted)
+    scene, background = single(stacked(3, count=6), make_camera(13, 9)), some_background(3).float()
+
+    def draw(pairs=1000, strides="planar", alpha=False, pose=False, dtype=None):
+        leaves = GaussianCloud(*(value.clone().requires_grad_() for value in vars(scene[0]).values()))
+        where = dataclasses.replace(scene[1], world_to_camera=scene[1].world_to_camera.clone().requires_grad_(pose))
+        image = rasterize(leaves, where, background, backend="triton", options=RasterOptions(capacity=Capacity(pairs), dtype=dtype))
+        upstream = torch.ones_like(image.features)
+        upstream = upstream.contiguous(memory_format=torch.channels_last) if strides == "channels last" else upstream
+        torch.autograd.backward([image.features, *([image.alpha] if alpha else [])], [upstream, *([torch.ones_like(image.alpha)] if alpha else [])])
+        return decided[-2:]
+
+    usual = draw()
+    assert draw() == usual
+    for change in ({"pairs": 2000}, {"dtype": torch.float16}):
+        assert all(one != other for one, other in zip(draw(**change), usual, strict=True)), change
+    for change in ({"strides": "channels last"}, {"alpha": True}, {"pose": True}):
+        assert draw(**change)[1] != usual[1], change
+
+
 class LateWord:
     """What stands for a word that a device writes."""
 

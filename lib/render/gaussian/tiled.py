@@ -362,6 +362,6 @@ def _gradients(
         scene.project_backward(tuple(inputs), rows.radii, d_geometry, tuple(gradients))
 
     alphas = () if d_alpha is None else (d_alpha,)
-    decided = pose, len(alphas), d_image.dtype, *d_image.stride()
+    decided = room, pose, len(alphas), d_image.dtype, *d_image.stride()
     blender.start(chain, decided, (*saved, d_image, *alphas, *gradients, d_geometry, *pairs, d_features))
     return gradients, d_features.sum(dim=0, keepdim=True) if blender.rows and scene.clouds != scene.images else d_features
