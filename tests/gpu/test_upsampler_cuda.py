@@ -46,7 +46,9 @@ def results(layer, x, others, upstream=None):
 
 @layers
 @types
-@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 32, 130, 257), (3, 48, 33, 20), (1, 64, 301, 299), (1, 128, 64, 64), (1, 16, 1, 1), (1, 130, 9, 3)])
+@pytest.mark.parametrize("shape", [
+    (2, 3, 5, 7), (1, 32, 130, 257), (3, 48, 33, 20), (1, 64, 301, 299), (1, 128, 64, 64), (1, 16, 1, 1), (1, 130, 9, 3),
+])
 def test_kernels_are_their_twins(name, dtype, shape):
     layer, twin = LAYERS[name]
     x, others = some_image(dtype, *shape), parameters(name, shape[1])
