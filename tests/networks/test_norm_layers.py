@@ -58,7 +58,7 @@ def test_under_the_interpreter():
 
 @interpreted
 @layers
-@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 32, 9, 13), (2, 48, 17, 6), (1, 16, 1, 9), (1, 20, 11, 1), (1, 130, 3, 4), (3, 32, 18, 35)])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 32, 9, 13), (2, 48, 17, 6), (1, 16, 1, 9), (1, 20, 11, 1), (1, 130, 3, 4), (1, 32, 18, 35)])
 def test_kernels_are_their_twins(name, shape):
     assert_is_twin(name, random(*shape))
 
@@ -70,7 +70,7 @@ def test_kernels_take_many_runs(name, monkeypatch):
     for constant, value in {"SUM_TILE": 512, "SUM_STEPS": 3, "APPLY_TILE": 512, "GROW_TILE": 256, "GROW_ROWS": 7, "SHOW_TILE": 512,
                             "SHOW_SUM_TILE": 512, "SHOW_SUM_STEPS": 3, "MERGE_ROWS": 4}.items():
         monkeypatch.setattr(norm_layers, constant, value)
-    assert_is_twin(name, random(2, 32, 25, 23) + torch.linspace(-3, 3, 25)[:, None])
+    assert_is_twin(name, random(2, 24, 17, 19) + torch.linspace(-3, 3, 17)[:, None])
 
 
 @interpreted
