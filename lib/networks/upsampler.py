@@ -1,11 +1,14 @@
 """The x4 super-resolution network of Gaussian Head Avatar (published name: Upsampler)."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from lib.config import Config
+from lib.networks.norm_layers import norm_relu, norm_relu_grow, norm_relu_show
 
 SCALE = 4
 # First logits of a pass-through network, per standard deviation above and below the mean colour, and at the mean: fitted
@@ -27,10 +30,15 @@ class Upsampler(nn.Module):
 
     Two 3x3 convolutions to 4c channels, then twice bilinear x2 and two convolutions, halving to 2c and c; instance
     norm and ReLU after each; a 1x1 convolution and a sigmoid.
+
+    precision: `highest` computes in the type of the weights; `high` stores activations and multiplies in bfloat16, channels-last, with
+    what stands between convolutions fused (norm_layers.py): as exact as eager bfloat16 autocast, or more. Weights and their gradients
+    keep their type, pictures are float32. May be set at any time; checkpoints know nothing of it.
     """
 
-    def __init__(self, config: UpsamplerConfig) -> None:
+    def __init__(self, config: UpsamplerConfig, precision: Literal["high", "highest"] = "highest") -> None:
         super().__init__()
+        self.precision = precision
         c = config.network_capacity
         self.entry = _double_convolution(config.input_dim, 4 * c, 4 * c)
         self.up1 = _double_convolution(4 * c, 2 * c, 2 * c)
@@ -42,10 +50,23 @@ class Upsampler(nn.Module):
 
     def forward(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B O H W"]:
         """`O` channels in [0,1], four times larger."""
+        if self.precision == "high":
+            return self._fused(features, torch.bfloat16)
         hidden = self.entry(features)
         hidden = self.up1(self.grow(hidden))
         hidden = self.up2(self.grow(hidden))
         return self.exit(hidden).sigmoid()
+
+    def _fused(self, features: Float[Tensor, "B C h w"], dtype: torch.dtype) -> Float[Tensor, "B O H W"]:
+        """The same with activations of a type. Each is let go before the next but one is made."""
+        hidden = features.to(dtype=dtype, memory_format=torch.channels_last)
+        for level in (self.entry, self.up1, self.up2):
+            hidden = _convolved(level[0], hidden)
+            hidden = norm_relu(hidden)
+            hidden = _convolved(level[3], hidden)
+            if level is not self.up2:
+                hidden = norm_relu_grow(hidden)
+        return norm_relu_show(hidden, self.exit.weight.flatten(1), self.exit.bias)
 
     @torch.no_grad()
     def _start_as_upsampling(self, config: UpsamplerConfig) -> None:
@@ -64,6 +85,11 @@ class Upsampler(nn.Module):
         for color in range(colors):
             self.exit.weight[color, color], self.exit.weight[color, colors + color] = PASS_ABOVE, -PASS_BELOW
         self.exit.bias.copy_(torch.full((colors,), PASS_MEAN))
+
+
+def _convolved(layer: nn.Conv2d, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
+    """In the type of x, channels-last."""
+    return nn.functional.conv2d(x, layer.weight.to(dtype=x.dtype, memory_format=torch.channels_last), padding=1)
 
 
 def _double_convolution(width: int, middle: int, out: int) -> nn.Sequential:

@@ -117,7 +117,7 @@ def variants(every: bool = False) -> Iterator[Variant]:
 
 
 def built(variant: Variant, architecture: int) -> Needs:
-    """Compiles for an architecture, and takes the program apart."""
+    """What a variant needs, compiled for an architecture."""
     kernel, constants, attributes = variant.kernel, dict(variant.constants), {}
     signature = {}
     for index, name in enumerate(kernel.arg_names):
@@ -133,10 +133,12 @@ def built(variant: Variant, architecture: int) -> Needs:
     source = ASTSource
     if variant.name.startswith("gluon"):
         from triton.experimental.gluon._runtime import GluonASTSource as source
-    compiled = compile(
-        source(kernel, signature, constants, attributes), target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": variant.warps, **variant.options},
-    )
+    return assembled(source(kernel, signature, constants, attributes), architecture, variant.warps, variant.options)
+
+
+def assembled(source: ASTSource, architecture: int, warps: int, options: dict) -> Needs:
+    """Compiles for an architecture, and takes the program apart."""
+    compiled = compile(source, target=GPUTarget("cuda", architecture, 32), options={"num_warps": warps, **options})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
