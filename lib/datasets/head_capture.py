@@ -122,7 +122,7 @@ class HeadCapture:
             *([f"scale of shape (1,1) is read as (1,), in {wrapped} of {len(self.frames)} frames"] if wrapped else []),
             *sequence_notes,
         )
-        self._cache = PictureCache(config.cache_gb * 1e9)
+        self.cache = PictureCache(config.cache_gb * 1e9)
 
     @property
     def expression_count(self) -> int:
@@ -193,14 +193,14 @@ class HeadCapture:
 
     def _pixels(self, picture: Picture) -> UInt8[Tensor, "5 H W"]:
         """RGB, mask, visible."""
-        cached = self._cache.get(picture)
+        cached = self.cache.get(picture)
         if cached is not None:
             return cached
         image, mask = (self._decode(picture, kind).numpy() for kind in ("image", "mask"))
         has_visible = self._inventory.has(picture.frame, picture.camera, "visible")
         visible = self._decode(picture, "visible").numpy() if has_visible else np.full_like(mask, 255)
         # By numpy, in this thread: torch would start a team of threads for each thread that loads.
-        return self._cache.keep(picture, torch.from_numpy(np.concatenate([image, mask, visible])))
+        return self.cache.keep(picture, torch.from_numpy(np.concatenate([image, mask, visible])))
 
     def _decode(self, picture: Picture, kind: str) -> UInt8[Tensor, "C H W"]:
         """RGB of an image; channel 0 of a mask or of visible."""

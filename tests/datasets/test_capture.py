@@ -210,7 +210,7 @@ def test_threads_share_one_cache_within_its_bound(subject, room_for):
         start.wait()
         for picture in 2 * (pictures[first:] + pictures[:first]):  # six threads, some at the same pictures, some at others
             same = torch.equal(capture.pictures([picture]).pixels, expected[picture])
-            if not same or capture._cache.nbytes > capture._cache.limit:
+            if not same or capture.cache.nbytes > capture.cache.limit:
                 wrong.append(picture)
 
     threads = [threading.Thread(target=look, args=(2 * (number // 2),)) for number in range(6)]
@@ -221,7 +221,7 @@ def test_threads_share_one_cache_within_its_bound(subject, room_for):
     for thread in threads:
         thread.join()
     sys.setswitchinterval(interval)
-    assert wrong == [] and capture._cache.nbytes == min(room_for, len(pictures)) * size
+    assert wrong == [] and capture.cache.nbytes == min(room_for, len(pictures)) * size
 
 
 def test_who_comes_second_gets_what_is_there():

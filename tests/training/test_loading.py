@@ -13,6 +13,7 @@ from lib.datasets.batches import HeadBatch
 from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig
 from lib.datasets.sampler import TrainingBatches
 from lib.errors import InputError
+from lib.training import loading
 from lib.training.loading import AHEAD, load
 from tests.tiny import dataset_dict, mesh_dict, run_script
 
@@ -101,6 +102,24 @@ def test_closing_ends_the_threads_and_what_waits(capture):
     assert loading_threads() == [] and len(watched.asked) <= AHEAD * 3
     assert watched.opencv_threads == {1} and cv2.getNumThreads() == threads
     load(watched, range(1000), 3, pinned=False).close()  # never asked for anything
+
+
+def test_threads_fill_the_memory_that_the_caller_gives(capture, monkeypatch):
+    """As for a GPU, with memory that can be had here."""
+    given: list[torch.Tensor] = []
+
+    def room(shape: torch.Size) -> torch.Tensor:
+        assert threading.current_thread() is threading.main_thread()
+        given.append(torch.zeros(shape, dtype=torch.uint8))
+        return given[-1]
+
+    monkeypatch.setattr(loading, "_page_locked", room)
+    watched, plain = Watched(capture), TrainingBatches(capture, 2, 2, seed=0)
+    got = list(loading.load(watched, STEPS, 2, pinned=True))
+    assert all(same(batch, plain[step]) for step, batch in zip(STEPS, got, strict=True))
+    ordinary = AHEAD * 2
+    assert len(given) == len(STEPS) - ordinary
+    assert all(batch.pixels is there for batch, there in zip(got[ordinary:], given, strict=True))
 
 
 @pytest.mark.skipif(not TASKS.exists(), reason="no list of threads here")
