@@ -15,9 +15,10 @@ class TensorBundle:
     """Base of frozen dataclasses whose fields are tensors, other bundles, or plain values (ints, strings, None)."""
 
     def to(self: BundleType, device: torch.device | str) -> BundleType:
-        """The same bundle with every tensor, also in nested bundles, on `device`."""
+        """The same bundle with every tensor, also in nested bundles, on `device`. The host does not wait until a GPU has its copies."""
+        at_once = torch.device(device).type == "cpu"  # what comes from a GPU is complete when it is read
         return dataclasses.replace(self, **{
-            field.name: value.to(device)
+            field.name: value.to(device, non_blocking=not at_once) if isinstance(value, Tensor) else value.to(device)
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), (Tensor, TensorBundle))
         })
@@ -33,6 +34,8 @@ class TensorBundle:
 
 def _stack(values: list[Any], name: str) -> Any:
     first = values[0]
+    if isinstance(first, Tensor) and first.dtype == torch.uint8:  # pictures: in the loading thread alone, where torch would take all cores
+        return torch.from_numpy(np.stack([value.numpy() for value in values]))
     if isinstance(first, Tensor):
         return torch.stack(values)
     if isinstance(first, TensorBundle):

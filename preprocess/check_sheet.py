@@ -54,7 +54,7 @@ def spread_cameras(capture: HeadCapture, frame: str, cameras: list[str]) -> list
 def _tile(capture: HeadCapture, model_bbox: BoundingBox, picture: Picture) -> NDArray[np.uint8]:
     """One picture, RGB."""
     item = capture.item(picture.frame, [picture.camera])
-    pixels = torch.cat([item.images, item.masks], dim=1)[0].permute(1, 2, 0).mul(255.0).round().byte().numpy()
+    pixels = item.pixels[0, :4].permute(1, 2, 0).numpy()
     shrink = pixels.shape[0] > DRAWN
     pixels = cv2.resize(pixels, (DRAWN, DRAWN), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
     tile, matte = np.ascontiguousarray(pixels[..., :3]), (pixels[..., 3] >= FOREGROUND).astype(np.uint8)

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from lib.geometry.camera import Camera
@@ -12,18 +13,32 @@ from lib.tensors import TensorBundle
 
 @dataclass(frozen=True)
 class HeadBatch(TensorBundle):
-    """B frames of one subject, V views each. Images in [0,1] as captured (not composited); `visible` 0 = padding."""
+    """B frames of one subject, V views each. `pixels` are RGB, matte and visible (0 = padding) as captured, 8 bit; the pictures in [0,1]
+    are made of them where they are asked for, on the device of the batch."""
 
     frame: str | tuple[str, ...]
     view: str | tuple[str, ...]
     frame_index: Int[Tensor, "*B"]
-    images: Float[Tensor, "*B V 3 H W"]
-    masks: Float[Tensor, "*B V 1 H W"]
-    visible: Float[Tensor, "*B V 1 H W"]
+    pixels: UInt8[Tensor, "*B V 5 H W"]
     camera: Camera
     expression: Float[Tensor, "*B E"]
     head: HeadPose
     control_points: Float[Tensor, "*B L 3"]
+
+    @property
+    def images(self) -> Float[Tensor, "*B V 3 H W"]:
+        """RGB as captured, not composited."""
+        return _in_unit_range(self.pixels[..., :3, :, :])
+
+    @property
+    def masks(self) -> Float[Tensor, "*B V 1 H W"]:
+        """Mattes."""
+        return _in_unit_range(self.pixels[..., 3:4, :, :])
+
+    @property
+    def visible(self) -> Float[Tensor, "*B V 1 H W"]:
+        """0 = padding."""
+        return _in_unit_range(self.pixels[..., 4:5, :, :])
 
     def flat_camera(self) -> Camera:
         """The B·V cameras in one batch."""
@@ -32,4 +47,10 @@ class HeadBatch(TensorBundle):
 
     def on_white(self) -> Float[Tensor, "B V 3 H W"]:
         """Images composited over white with their mattes."""
-        return self.images * self.masks + (1.0 - self.masks)
+        masks = self.masks
+        return self.images * masks + (1.0 - masks)
+
+
+def _in_unit_range(pixels: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    # By a tensor: on CUDA, division by a number is multiplication with its rounded reciprocal, which gives other bits.
+    return pixels / torch.full((), 255.0, device=pixels.device)

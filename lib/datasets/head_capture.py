@@ -1,6 +1,7 @@
 """A subject folder as training data: frames, cameras, splits, decoded images."""
 
 import hashlib
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class HeadCaptureConfig(Config):
     held_out_cameras: tuple[str, ...] = Field((), description="cameras of camera_ids never trained on (evaluation split novel_view)")
     held_out_sequences: tuple[str, ...] = Field(
         (), description="sequences of frames.json never trained on (split novel_sequence); without it block_0 ... block_9, tenths of the frames")
-    cache_gb: float = Field(2.0, ge=0, description="GB of decoded images kept in memory, per loading process")
+    cache_gb: float = Field(2.0, ge=0, description="GB of decoded images kept in memory, once for all loading threads; 5 bytes per pixel")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,28 @@ class CaptureRecord:
         """Digest -> name of the frames that are trained on."""
         chosen = set(self.train_frames)
         return {digest: frame for frame, digest in zip(self.frames, self.digests, strict=True) if frame in chosen}
+
+
+class PictureCache:
+    """Decoded pictures of up to `limit` bytes, for any number of threads. What is there stays: an epoch needs every picture once, so that
+    replacing one by another wins nothing."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit, self.nbytes = limit, 0
+        self._pictures: dict[Picture, UInt8[Tensor, "5 H W"]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, picture: Picture) -> UInt8[Tensor, "5 H W"] | None:
+        """The pixels, if they are here."""
+        return self._pictures.get(picture)
+
+    def keep(self, picture: Picture, pixels: UInt8[Tensor, "5 H W"]) -> UInt8[Tensor, "5 H W"]:
+        """Takes the pixels in, if there is room; returns those to use: what another thread brought first, else the given ones."""
+        with self._lock:
+            if picture not in self._pictures and self.nbytes + pixels.nbytes <= self.limit:
+                self._pictures[picture] = pixels
+                self.nbytes += pixels.nbytes
+            return self._pictures.get(picture, pixels)
 
 
 class HeadCapture:
@@ -99,8 +122,7 @@ class HeadCapture:
             *([f"scale of shape (1,1) is read as (1,), in {wrapped} of {len(self.frames)} frames"] if wrapped else []),
             *sequence_notes,
         )
-        self._cache: dict[Picture, UInt8[Tensor, "5 H W"]] = {}
-        self._cache_bytes = 0
+        self.cache = PictureCache(config.cache_gb * 1e9)
 
     @property
     def expression_count(self) -> int:
@@ -133,13 +155,13 @@ class HeadCapture:
 
     def item(self, frame: str, cameras: list[str]) -> HeadBatch:
         """One frame (no batch dimension) seen by the given cameras."""
-        pixels = torch.stack([self._pixels(Picture(frame, camera)) for camera in cameras]).float() / 255.0
+        pixels = np.stack([self._pixels(Picture(frame, camera)).numpy() for camera in cameras])
         params = self.params[frame]
         return HeadBatch(
             frame=frame,
             view=" ".join(cameras),
             frame_index=torch.tensor(self.frames.index(frame)),
-            images=pixels[:, :3], masks=pixels[:, 3:4], visible=pixels[:, 4:5],
+            pixels=torch.from_numpy(pixels),
             camera=self.camera(frame, cameras),
             expression=params.expression,
             head=HeadPose(params.pose, params.scale),
@@ -171,20 +193,17 @@ class HeadCapture:
 
     def _pixels(self, picture: Picture) -> UInt8[Tensor, "5 H W"]:
         """RGB, mask, visible."""
-        cached = self._cache.get(picture)
+        cached = self.cache.get(picture)
         if cached is not None:
             return cached
-        image = self._decode(picture, "image")
-        mask = self._decode(picture, "mask")[:1]
+        image, mask = (self._decode(picture, kind).numpy() for kind in ("image", "mask"))
         has_visible = self._inventory.has(picture.frame, picture.camera, "visible")
-        visible = self._decode(picture, "visible")[:1] if has_visible else torch.full_like(mask, 255)
-        pixels = torch.cat([image, mask, visible])
-        if self._cache_bytes + pixels.nbytes <= self.config.cache_gb * 1e9:
-            self._cache[picture] = pixels
-            self._cache_bytes += pixels.nbytes
-        return pixels
+        visible = self._decode(picture, "visible").numpy() if has_visible else np.full_like(mask, 255)
+        # By numpy, in this thread: torch would start a team of threads for each thread that loads.
+        return self.cache.keep(picture, torch.from_numpy(np.concatenate([image, mask, visible])))
 
-    def _decode(self, picture: Picture, kind: str) -> UInt8[Tensor, "3 H W"]:
+    def _decode(self, picture: Picture, kind: str) -> UInt8[Tensor, "C H W"]:
+        """RGB of an image; channel 0 of a mask or of visible."""
         path = self._inventory.source(picture.frame, picture.camera, kind)
         image = read_image(path)
         size = self.config.original_resolution
@@ -192,11 +211,11 @@ class HeadCapture:
         if tuple(image.shape[1:]) != expected:
             raise InputError(f"{path}: expected {expected[1]}x{expected[0]} pixels, found {image.shape[2]}x{image.shape[1]}; "
                              "full images must have dataset.original_resolution, lowres images 256")
-        if kind == "mask" and int(image[0].max()) < FOREGROUND:
+        if kind == "mask" and (largest := int(image[0].numpy().max())) < FOREGROUND:
             # A picture without a head would teach that there is none.
-            raise InputError(f"{path}: the matte is black (largest value {int(image[0].max())}); expected 255 on the head and 0 elsewhere: "
+            raise InputError(f"{path}: the matte is black (largest value {largest}); expected 255 on the head and 0 elsewhere: "
                              "matte this picture again, or leave this frame or camera out")
-        return resize(image, self.config.resolution)
+        return resize(image if kind == "image" else image[:1], self.config.resolution)
 
     def _check_held_out_cameras(self) -> None:
         for camera in self.config.held_out_cameras:

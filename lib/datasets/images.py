@@ -34,16 +34,17 @@ def read_image(path: Path) -> UInt8[Tensor, "3 H W"]:
     pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
     if pixels is None:
         raise InputError(f"{path}: cannot be decoded; write the image again")
-    return torch.from_numpy(np.ascontiguousarray(pixels[..., ::-1])).permute(2, 0, 1).contiguous()
+    planes = np.empty((3, *pixels.shape[:2]), dtype=np.uint8)
+    cv2.split(pixels, [planes[2], planes[1], planes[0]])  # from BGR; a tenth of what permuting takes
+    return torch.from_numpy(planes)
 
 
 def resize(image: UInt8[Tensor, "C H W"], size: int) -> UInt8[Tensor, "C S S"]:
     """Square resampling: area averaging down, bilinear up. The camera's twin is `Camera.resized`."""
     if image.shape[1:] == (size, size):
         return image
-    shrink = size < image.shape[1]
-    pixels = cv2.resize(image.permute(1, 2, 0).numpy(), (size, size), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
-    return torch.from_numpy(pixels.reshape(size, size, -1)).permute(2, 0, 1).contiguous()
+    how = cv2.INTER_AREA if size < image.shape[1] else cv2.INTER_LINEAR
+    return torch.from_numpy(np.stack([cv2.resize(plane, (size, size), interpolation=how) for plane in image.numpy()]))
 
 
 def to_uint8(image: Float[Tensor, "3 H W"]) -> UInt8[Tensor, "3 H W"]:

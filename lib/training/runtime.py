@@ -90,12 +90,6 @@ class StopSignals:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
 
-def ignore_stop_signals(worker: int) -> None:
-    """For loading processes: signals to a whole group are answered by the training process, which then ends them."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
 class RunLock:
     """Context that lets one process at a time write a run. The lock ends with its process, however that ends.
 
@@ -114,7 +108,7 @@ class RunLock:
                              "recorder.checkpoint_path") from error
         if fcntl is not None:
             try:
-                # Of the process, not of the file: forked loading processes do not hold it on.
+                # Of the process, not of the file: forked processes do not hold it on.
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError) as error:
                 self._file.seek(0)

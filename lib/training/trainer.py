@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lib.config import Config
@@ -17,13 +16,15 @@ from lib.datasets.sampler import TrainingBatches
 from lib.errors import InputError, NumericalError, Stopped
 from lib.metrics.psnr import psnr
 from lib.training.checkpoint import remove_leftovers, save_checkpoint
+from lib.training.loading import load
 from lib.training.recorder import Recorder, image_rows, shrink, write_seconds
 from lib.training.rehearsal import rehearse
 from lib.training.resume import Progress, resume
-from lib.training.runtime import RunLock, StopSignals, ignore_stop_signals, is_terminal
+from lib.training.runtime import RunLock, StopSignals, is_terminal
 from lib.training.stage import AbstractStage
 
 REHEARSE_STEPS = 20  # a shorter run is not worth an estimate
+LONG_WAIT = 0.2  # share of the time: waiting for data longer is told
 PREVIEW_SIZE = 512  # pixels: larger pictures are shrunk in previews
 
 
@@ -34,7 +35,7 @@ class TrainerConfig(Config):
     epochs: int = Field(1, gt=0, description="passes over the training frames when steps is not given")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>")
     seed: int = Field(0, ge=0, description="of initial weights, sample order, views and augmentation")
-    workers: int = Field(0, ge=0, description="processes that load images; 0 loads in the training process")
+    workers: int = Field(0, ge=0, description="threads that load images ahead of their step; 0 loads each at its step")
     final_lr_factor: float = Field(1.0, gt=0, le=1, description="learning rates fall exponentially to this fraction of their start")
     validate_every: int = Field(1000, gt=0, description="steps between held-out psnr and preview pictures")
     validate_count: int = Field(4, gt=0, description="held-out pictures per validation, spread over the frames")
@@ -84,7 +85,8 @@ class _Loop:
         self._announce(start)
         self.progress = start
         try:
-            with contextlib.closing(self._loaded(start.step)) as batches:  # ends the loading processes at once
+            pinned = self.device.type == "cuda"
+            with contextlib.closing(load(self.batches, range(start.step, self.steps), self.config.workers, pinned)) as batches:
                 self._run(start, batches, signals)
         except InputError:  # of a picture that cannot be used, perhaps after hours: nothing is lost
             if self.progress.step > start.step:
@@ -110,9 +112,10 @@ class _Loop:
             copies: list[Path] = []
             if done % self.config.validate_every == 0 or done == self.steps:
                 score = self._validate(done)
-                self.recorder.scalars({"psnr": score, "data_wait_share": waited / max(1e-9, bar.format_dict["elapsed"])}, done)
+                share = waited / max(1e-9, bar.format_dict["elapsed"])
+                self.recorder.scalars({"psnr": score, "data_wait_share": share}, done)
                 self.recorder.line(f"step {done}/{self.steps}  loss {float(report.total):.5f}  psnr {score:.2f} dB "
-                                   f"({'held out' if self.held_out else 'training'})")
+                                   f"({'held out' if self.held_out else 'training'}){self._advice(share)}")
                 if score > self.progress.best_psnr:
                     self.progress = dataclasses.replace(self.progress, best_psnr=score)
                     copies.append(self.folder / f"{name}_best")
@@ -126,22 +129,14 @@ class _Loop:
                 self.recorder.line(f"{name}: stopped by a signal, step {done} of {self.steps} is saved")
                 raise Stopped(f"stopped at step {done} of {self.steps}, which is saved; the same command again goes on", signals.received)
             ready = time.perf_counter()
-        self.recorder.line(f"{name}: finished {self.steps} steps; {self.folder / f'{name}_latest'}")
+        self.recorder.line(f"{name}: finished {self.steps} steps, {share:.0%} of the time waiting for data; {self.folder / f'{name}_latest'}")
 
-    def _loaded(self, first: int) -> Iterator[HeadBatch]:
-        """Batches in order, by loading processes if there are some. Raises InputError for a picture that cannot be used."""
-        loader = DataLoader(_Answers(self.batches), batch_size=None, sampler=range(first, self.steps), num_workers=self.config.workers,
-                            worker_init_fn=ignore_stop_signals if self.config.workers else None)
-        try:
-            for answer in loader:
-                if isinstance(answer, InputError):
-                    raise answer
-                yield answer
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise InputError(f"a loading process ended unexpectedly ({str(error).splitlines()[0]}); is there too little memory? Lower "
-                             "trainer.workers or dataset.cache_gb") from error
+    def _advice(self, share: float) -> str:
+        """What to do where training waits for data."""
+        if share <= LONG_WAIT:
+            return ""
+        return (f"; {share:.0%} of the time went into waiting for data: raise trainer.workers (now {self.config.workers}) "
+                f"or dataset.cache_gb (now {self.batches.capture.config.cache_gb:g})")
 
     def _announce(self, start: Progress) -> None:
         name, remaining = self.stage.name, self.steps - start.step
@@ -215,19 +210,6 @@ class _Loop:
     def _kept(self) -> str:
         latest = self.folder / f"{self.stage.name}_latest"
         return f"The last good checkpoint is kept: {latest}." if latest.exists() else "Nothing was saved."
-
-
-class _Answers(Dataset[HeadBatch | InputError]):
-    """Batches, or the error instead: it must leave a loading process as it is, without a traceback of that process."""
-
-    def __init__(self, batches: TrainingBatches) -> None:
-        self.batches = batches
-
-    def __getitem__(self, step: int) -> HeadBatch | InputError:
-        try:
-            return self.batches[step]
-        except InputError as error:
-            return error
 
 
 def _duration(seconds: float) -> str:

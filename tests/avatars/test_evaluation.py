@@ -25,8 +25,8 @@ def test_a_mouth_is_open_beyond_a_fifth_of_its_width(gap, is_open):
 
 def batch(landmarks: torch.Tensor, focal: float, center: float = 50.0) -> HeadBatch:
     camera = Camera(torch.eye(3, 4)[None, None], torch.tensor([[focal, 0.0, center], [0.0, focal, center], [0.0, 0.0, 1.0]])[None, None], 100, 100)
-    return HeadBatch(frame=("a",), view=("b",), frame_index=torch.zeros(1, dtype=torch.long), images=torch.zeros(1, 1, 3, 100, 100),
-                     masks=torch.zeros(1, 1, 1, 100, 100), visible=torch.ones(1, 1, 1, 100, 100), camera=camera, expression=torch.zeros(1, 2),
+    return HeadBatch(frame=("a",), view=("b",), frame_index=torch.zeros(1, dtype=torch.long), camera=camera,
+                     pixels=torch.zeros(1, 1, 5, 100, 100, dtype=torch.uint8), expression=torch.zeros(1, 2),
                      head=HeadPose(torch.zeros(1, 6), torch.ones(1, 1)), control_points=landmarks[None])
 
 

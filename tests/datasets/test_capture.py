@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+import sys
+import threading
 from collections import Counter
 
 import cv2
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from lib.config import read_config
 from lib.config.reader import Arguments
-from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig, Picture
+from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig, Picture, PictureCache
 from lib.datasets.sampler import TrainingBatches
 from lib.errors import InputError
 from lib.tensors import TensorBundle
@@ -162,6 +164,70 @@ def test_lowres_files_serve_small_resolutions_and_show_the_same(subject, copy):
     one, other = (capture.pictures(capture.novel_view()[:1]) for capture in (with_lowres, without))
     assert float((one.images - other.images).abs().mean()) < 0.02
     assert float((one.masks - other.masks).abs().mean()) < 0.02
+
+
+@pytest.mark.parametrize("resolution", [SIZE, 300, 37])
+def test_pixels_are_those_of_the_files(copy, resolution):
+    """By another way: decoded into one array of BGR, resampled there, divided as numpy divides."""
+    capture, (frame, camera) = capture_of(copy, resolution=resolution), ("0002", CAMERAS[0])
+    cv2.imwrite(str(copy / "images" / frame / f"visible_{camera}.jpg"), np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8))
+    batch = capture.pictures([Picture(frame, camera)])
+    how, expected = cv2.INTER_AREA if resolution < SIZE else cv2.INTER_LINEAR, {}
+    for kind in ("image", "mask", "visible"):
+        bgr = cv2.resize(cv2.imread(str(copy / "images" / frame / f"{kind}_{camera}.jpg")), (resolution, resolution), interpolation=how)
+        expected[kind] = bgr[..., ::-1].transpose(2, 0, 1).astype(np.float32) / np.float32(255.0)
+    assert np.array_equal(batch.images[0, 0].numpy(), expected["image"])
+    assert np.array_equal(batch.masks[0, 0].numpy(), expected["mask"][:1])  # channel 0, also of a coloured file
+    assert np.array_equal(batch.visible[0, 0].numpy(), expected["visible"][:1])
+    mask = expected["mask"][:1]
+    assert np.array_equal(batch.on_white()[0, 0].numpy(), expected["image"] * mask + (np.float32(1.0) - mask))
+
+
+def test_bytes_become_the_nearest_floats(subject):
+    batch = capture_of(subject, resolution=16).pictures([Picture("0000", CAMERAS[0])])
+    every = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 1, 16, 16).expand(1, 1, 5, 16, 16)
+    expected = (torch.arange(256, dtype=torch.float64) / 255.0).float().reshape(16, 16)
+    assert torch.equal(dataclasses.replace(batch, pixels=every).images[0, 0, 1], expected)
+
+
+def test_a_batch_travels_as_bytes_and_stays_where_it_is(subject):
+    batch = TrainingBatches(capture_of(subject), 2, views=2, seed=0)[0]
+    assert batch.pixels.dtype == torch.uint8 and batch.pixels.shape == (2, 2, 5, SIZE, SIZE)
+    there = batch.to("cpu")
+    for one, other in ((batch, there), (batch.camera, there.camera), (batch.head, there.head)):
+        assert all(value is vars(other)[name] for name, value in vars(one).items() if isinstance(value, Tensor))
+
+
+@pytest.mark.parametrize("room_for", [0, 3, 100])
+def test_threads_share_one_cache_within_its_bound(subject, room_for):
+    size = 5 * SIZE * SIZE
+    capture, read = capture_of(subject, cache_gb=(room_for + 0.5) * size / 1e9), capture_of(subject, cache_gb=0.0)
+    pictures = [Picture(frame, camera) for frame in capture.frames[:3] for camera in CAMERAS]
+    expected = {picture: read.pictures([picture]).pixels for picture in pictures}
+    start, wrong = threading.Barrier(6), []
+
+    def look(first: int) -> None:
+        start.wait()
+        for picture in 2 * (pictures[first:] + pictures[:first]):  # six threads, some at the same pictures, some at others
+            same = torch.equal(capture.pictures([picture]).pixels, expected[picture])
+            if not same or capture.cache.nbytes > capture.cache.limit:
+                wrong.append(picture)
+
+    threads = [threading.Thread(target=look, args=(2 * (number // 2),)) for number in range(6)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(interval)
+    assert wrong == [] and capture.cache.nbytes == min(room_for, len(pictures)) * size
+
+
+def test_who_comes_second_gets_what_is_there():
+    cache, one, other = PictureCache(100.0), torch.zeros(5, 2, 2, dtype=torch.uint8), torch.zeros(5, 2, 2, dtype=torch.uint8)
+    assert cache.keep(Picture("a", "b"), one) is one and cache.keep(Picture("a", "b"), other) is one
+    assert cache.get(Picture("a", "b")) is one and cache.nbytes == 20
 
 
 def test_the_cache_changes_nothing(subject):
@@ -318,10 +384,3 @@ def test_frames_need_not_be_contiguous(copy):
     assert capture.frames == sorted(capture.frames) and {"0010", "0200"} <= set(capture.frames)
     assert note(capture, "frames are not contiguous") == "frames are not contiguous (0000, 0003, 0004, ... (7 in all)): sorted by name"
     assert int(capture.item("0200", [CAMERAS[0]]).frame_index) == len(capture.frames) - 1
-
-
-def test_loading_in_processes_gives_the_same(subject):
-    batches = TrainingBatches(capture_of(subject), 1, views=1, seed=0)
-    loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=range(2, 6), num_workers=2)
-    for step, batch in enumerate(loader, start=2):
-        assert_equal(batch, batches[step])

@@ -101,7 +101,7 @@ def mouth_box(batch: HeadBatch) -> tuple[slice, slice] | None:
     points = batch.flat_camera().project(batch.control_points)[0, MOUTH_ROWS]
     low, high = points.amin(dim=0), points.amax(dim=0)
     centre, half = (low + high) / 2.0, MOUTH_MARGIN * (high - low) / 2.0
-    height, width = batch.images.shape[-2:]
+    height, width = batch.pixels.shape[-2:]
     left, top = (max(0, math.floor(value)) for value in (centre - half).tolist())
     right, bottom = (min(size, math.ceil(value)) for value, size in zip((centre + half).tolist(), (width, height), strict=True))
     return (slice(top, bottom), slice(left, right)) if right > left and bottom > top else None

@@ -114,7 +114,7 @@ class MeshHeadStage(AbstractStage):
         return Comparison(image.attributes[:, RGB], (batch.images * batch.masks).flatten(0, 1))
 
     def _render(self, deformed: DeformedHead, batch: HeadBatch) -> MeshImage:
-        views = batch.images.shape[1]
+        views = batch.pixels.shape[1]
         mesh = deformed.mesh
         image = render_mesh(mesh.vertices_world.repeat_interleave(views, dim=0), mesh.faces,
                             mesh.colors.repeat_interleave(views, dim=0), batch.flat_camera())

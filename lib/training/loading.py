@@ -1,0 +1,62 @@
+"""The batches of the coming steps, decoded by threads while the device works on this one."""
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from lib.datasets.batches import HeadBatch
+from lib.datasets.sampler import TrainingBatches
+from lib.errors import InputError
+
+AHEAD = 2  # batches per thread that are being decoded or wait for their step
+
+
+def load(batches: TrainingBatches, steps: range, workers: int, pinned: bool) -> Iterator[HeadBatch]:
+    """The batches of `steps`, in that order: decoded by `workers` threads ahead of their step, or by the caller at it where there are none.
+
+    Threads, as decoding and copying let go of Python's lock: pictures and their cache are there once, and nothing travels between processes.
+    `pinned`: the threads put pixels into page-locked memory, from where a GPU fetches them without the host. All calls of CUDA are the
+    caller's, so that it may record CUDA graphs meanwhile.
+
+    Closing ends the threads. Raises what loading raised (InputError for a picture that cannot be used) at the step it belongs to.
+    """
+    if workers == 0:
+        for step in steps:
+            yield batches[step]
+        return
+    ahead: deque[Future[HeadBatch]] = deque()
+    coming, shape = iter(steps), None
+    pool, opencv_threads = ThreadPoolExecutor(workers, "loading"), cv2.getNumThreads()
+    cv2.setNumThreads(1)  # of the process: one thread per picture, and a picture per thread, keeps every core busy
+    try:
+        for _ in steps:
+            while len(ahead) < AHEAD * workers and (step := next(coming, None)) is not None:
+                ahead.append(pool.submit(_load, batches, step, _page_locked(shape) if pinned and shape else None))
+            batch = ahead.popleft().result()
+            shape = batch.pixels.shape  # of all batches; those asked for before the first was there come in ordinary memory
+            yield batch
+    except MemoryError as error:
+        raise InputError("there is too little memory to load pictures: lower dataset.cache_gb or trainer.workers") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+        cv2.setNumThreads(opencv_threads)
+
+
+def _load(batches: TrainingBatches, step: int, room: UInt8[Tensor, "B V 5 H W"] | None) -> HeadBatch:
+    batch = batches[step]
+    if room is None:
+        return batch
+    np.copyto(room.numpy(), batch.pixels.numpy())
+    return dataclasses.replace(batch, pixels=room)
+
+
+def _page_locked(shape: torch.Size) -> UInt8[Tensor, "B V 5 H W"]:
+    """Torch keeps such memory and gives it out again once the copies from it are complete, so that none is locked anew at every step."""
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
