@@ -29,11 +29,11 @@ from lib.errors import InputError
 
 EPS = 1e-5  # of the variance, as nn.InstanceNorm2d has it
 # Shapes of the programs: values per step, warps, steps. With 4 warps, 1024 values are one access of 16 bytes per thread in bfloat16.
-SUM_TILE, SUM_WARPS, SUM_STEPS, SUM_STAGES = 4096, 8, 16, 2
-APPLY_TILE, APPLY_WARPS = 4096, 4
+SUM_TILE, SUM_WARPS, SUM_STEPS, SUM_STAGES = 4096, 4, 16, 3
+APPLY_TILE, APPLY_WARPS = 2048, 4
 GROW_TILE, GROW_WARPS, GROW_ROWS = 1024, 4, 16  # rows of the small image that one program goes down
-SHOW_TILE, SHOW_WARPS = 4096, 4
-SHOW_SUM_TILE, SHOW_SUM_WARPS, SHOW_SUM_STEPS, SHOW_SUM_STAGES = 4096, 8, 16, 1
+SHOW_TILE, SHOW_WARPS = 2048, 4
+SHOW_SUM_TILE, SHOW_SUM_WARPS, SHOW_SUM_STEPS, SHOW_SUM_STAGES = 4096, 4, 16, 1
 MERGE_CHANNELS, MERGE_ROWS, MERGE_WARPS = 8, 512, 8
 MAX_BLOCK = 128  # channels of a program
 LEAST = 16  # channels and planes that matrix units want

@@ -93,7 +93,7 @@ def test_more_values_than_four_bytes_can_number(name, shape):
     if shape[0] > 1:
         alone = x.detach()[-1:].requires_grad_()
         (right,) = torch.autograd.grad(LAYERS[name][0](alone, *others), alone, upstream[-1:])
-        assert torch.equal(gradient[-1:], right)
+        assert relative(gradient[-1:], right) <= LIMITS[torch.bfloat16]  # torch sums the runs of one image in another order
     else:
         assert gradient.isfinite().all()
 
