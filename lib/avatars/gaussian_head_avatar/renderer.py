@@ -1,0 +1,90 @@
+"""A trained avatar drawn frame after frame at one size, as fast as the device can."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lib.avatars.gaussian_head_avatar.avatar import RGB, GaussianAvatar
+from lib.datasets.driving import DrivingFrame
+from lib.geometry.camera import Camera
+from lib.geometry.head_pose import HeadPose
+from lib.networks.upsampler import SCALE
+from lib.render.gaussian.contract import DEFAULT, Capacity, RasterOptions
+from lib.render.gaussian.interface import rasterize
+from lib.render.replay import Replay, can_record
+
+Precision = Literal["high", "highest"]
+PAIRS_PER_GAUSSIAN = 32  # first room, of tiles and Gaussians: several times what a head needs that fills the picture; 16 bytes each
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture on the device, which the next one overwrites. Where `needed`, also on the device, is above `room`, it is NaN."""
+
+    image: Float[Tensor, "1 3 H W"]
+    needed: Int[Tensor, "2"]
+    room: int
+
+
+class AvatarRenderer:
+    """Draws an avatar for one camera of a fixed size; starts drawing and does not wait for it.
+
+    On CUDA, where the rasterizer's kernels run, everything is one CUDA graph, recorded at the first frame. On the CPU it is the avatar as
+    in training, to the bit. `precision` matters on CUDA: `highest` is float32; `high` takes float16 for the factors of the networks' matrix
+    products (11 bits, as TF32: displacements are off by hundredths of a pixel, with bfloat16 by tenths) and bfloat16 for super-resolution.
+    `coarse_only`: without super-resolution, three channels, at a quarter of the size.
+    """
+
+    def __init__(self, avatar: GaussianAvatar, width: int, height: int, precision: Precision = "high", coarse_only: bool = False) -> None:
+        """The avatar must not change any more. `width`, `height`: of the camera, divisible by 4."""
+        self.avatar, self.coarse_only = avatar, coarse_only
+        self.device = avatar.head.xyz.device
+        self._camera_size, self._coarse_size = (width, height), (width // SCALE, height // SCALE)
+        self.width, self.height = self._coarse_size if coarse_only else self._camera_size
+        cuda = self.device.type == "cuda"
+        self.ahead = 1 if cuda else 0  # drawings that may be started before the result of one is looked at
+        self._fast = cuda and precision == "high"
+        self._head = avatar.head.frozen(torch.float16 if self._fast else torch.float32) if cuda else avatar.head
+        self._background = torch.ones(3 if coarse_only else avatar.head.config.color_channels, device=self.device)
+        self._options, self._replay = DEFAULT, None
+        if can_record(self.device):
+            capacity = Capacity(PAIRS_PER_GAUSSIAN * max(len(avatar.head.xyz), 1))
+            self._options, self._replay = RasterOptions(capacity=capacity), Replay(self._draw, capacity, self.device)
+        self._nothing_needed = torch.zeros(2, dtype=torch.int64, device=self.device)
+
+    @torch.no_grad()
+    def __call__(self, frame: DrivingFrame) -> Drawing:
+        """Starts drawing a frame, whose tensors are on the CPU."""
+        if (frame.camera.width, frame.camera.height) != self._camera_size:
+            raise ValueError(f"a camera of {frame.camera.width} x {frame.camera.height} pixels; the renderer was made for {self._camera_size}")
+        camera = frame.camera.resized(*self._coarse_size)
+        inputs = (frame.expression, frame.pose_code, frame.head.pose, frame.head.scale, camera.world_to_camera, camera.intrinsics)
+        if self._replay is None:
+            return Drawing(self._draw(*(value.to(self.device) for value in inputs)), self._nothing_needed, 0)
+        image = self._replay(*inputs)
+        return Drawing(image, self._replay.capacity.needed, self._replay.capacity.pairs)
+
+    def make_room(self, needed: int) -> None:
+        """After a drawing that had too little: the next ones have more, and the graph is recorded again."""
+        if self._replay is not None:
+            self._replay.capacity.needed = torch.tensor([needed, 0])
+            self._replay.capacity.overflowed()
+
+    def _draw(
+        self, expression: Float[Tensor, "1 E"], pose_code: Float[Tensor, "1 6"], pose: Float[Tensor, "1 6"], scale: Float[Tensor, "1 1"],
+        world_to_camera: Float[Tensor, "1 3 4"], intrinsics: Float[Tensor, "1 3 3"],
+    ) -> Float[Tensor, "1 3 H W"]:
+        cloud = self._head(expression, pose_code, HeadPose(pose, scale))
+        if self.coarse_only:
+            cloud = dataclasses.replace(cloud, features=cloud.features[..., RGB].contiguous())
+        coarse = rasterize(cloud, Camera(world_to_camera, intrinsics, *self._coarse_size), self._background, options=self._options)
+        return coarse.features if self.coarse_only else self._super_resolved(coarse.features)
+
+    def _super_resolved(self, features: Float[Tensor, "1 C h w"]) -> Float[Tensor, "1 3 H W"]:
+        """The one place that says how precisely super-resolution computes."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._fast):
+            return self.avatar.upsampler(features).float()
