@@ -16,7 +16,7 @@ LUMA_BLACK, LUMA_RANGE, CHROMA_ZERO, CHROMA_RANGE = 16.0, 219.0, 128.0, 224.0  #
 BT709, LIMITED = 1, 1  # codes of ITU-T H.273 (primaries, transfer and matrix alike), and FFmpeg's of the range
 
 
-def to_yuv420(image: Float[Tensor, "3 H W"]) -> UInt8[Tensor, "R W"]:
+def to_yuv420(image: Float[Tensor, "3 H W"]) -> UInt8[Tensor, "R w"]:
     """RGB in [0,1] to the planes of a video, one below the other: H rows of Y, H/4 of U, H/4 of V. On any device, without waiting for it.
 
     BT.709, limited range, chroma sited left, as decoders of H.264 expect. Odd sizes lose their last row or column (4:2:0 needs even ones).

@@ -61,7 +61,8 @@ class Replay:
         self._read[row].record()
 
     def _record(self) -> None:
-        self._graph = None  # frees its memory first
+        torch.cuda.synchronize()  # an earlier graph may still be drawing in the memory that it gives back
+        self._graph = None
         stream, search = torch.cuda.Stream(), torch.backends.cudnn.benchmark
         stream.wait_stream(torch.cuda.current_stream())
         torch.backends.cudnn.benchmark = True  # shapes stay: it is worth looking for the fastest convolutions

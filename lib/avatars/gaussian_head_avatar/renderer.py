@@ -1,5 +1,6 @@
 """A trained avatar drawn frame after frame at one size, as fast as the device can."""
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from typing import Literal
@@ -41,19 +42,20 @@ class AvatarRenderer:
 
     def __init__(self, avatar: GaussianAvatar, width: int, height: int, precision: Precision = "high", coarse_only: bool = False) -> None:
         """The avatar must not change any more. `width`, `height`: of the camera, divisible by 4."""
-        self.avatar, self.coarse_only = avatar, coarse_only
-        self.device = avatar.head.xyz.device
+        self.device, self.coarse_only = avatar.head.xyz.device, coarse_only
         self._camera_size, self._coarse_size = (width, height), (width // SCALE, height // SCALE)
         self.width, self.height = self._coarse_size if coarse_only else self._camera_size
         cuda = self.device.type == "cuda"
         self.ahead = 1 if cuda else 0  # drawings that may be started before the result of one is looked at
-        self._fast = cuda and precision == "high"
-        self._head = avatar.head.frozen(torch.float16 if self._fast else torch.float32) if cuda else avatar.head
-        self._background = torch.ones(3 if coarse_only else avatar.head.config.color_channels, device=self.device)
-        self._options, self._replay = DEFAULT, None
+        fast = cuda and precision == "high"
+        self.head = avatar.head.frozen(torch.float16 if fast else torch.float32) if cuda else avatar.head
+        self.upsampler = copy.copy(avatar.upsampler)  # the same weights
+        self.upsampler.precision = "high" if fast else "highest"
+        self.background = torch.ones(3 if coarse_only else avatar.head.config.color_channels, device=self.device)
+        self.options, self._replay = DEFAULT, None
         if can_record(self.device):
-            capacity = Capacity(PAIRS_PER_GAUSSIAN * max(len(avatar.head.xyz), 1))
-            self._options, self._replay = RasterOptions(capacity=capacity), Replay(self._draw, capacity, self.device)
+            self.options = RasterOptions(capacity=Capacity(PAIRS_PER_GAUSSIAN * max(len(avatar.head.xyz), 1)))
+            self._replay = Replay(self._draw, self.options.capacity, self.device)
         self._nothing_needed = torch.zeros(2, dtype=torch.int64, device=self.device)
 
     @torch.no_grad()
@@ -78,13 +80,8 @@ class AvatarRenderer:
         self, expression: Float[Tensor, "1 E"], pose_code: Float[Tensor, "1 6"], pose: Float[Tensor, "1 6"], scale: Float[Tensor, "1 1"],
         world_to_camera: Float[Tensor, "1 3 4"], intrinsics: Float[Tensor, "1 3 3"],
     ) -> Float[Tensor, "1 3 H W"]:
-        cloud = self._head(expression, pose_code, HeadPose(pose, scale))
+        cloud = self.head(expression, pose_code, HeadPose(pose, scale))
         if self.coarse_only:
             cloud = dataclasses.replace(cloud, features=cloud.features[..., RGB].contiguous())
-        coarse = rasterize(cloud, Camera(world_to_camera, intrinsics, *self._coarse_size), self._background, options=self._options)
-        return coarse.features if self.coarse_only else self._super_resolved(coarse.features)
-
-    def _super_resolved(self, features: Float[Tensor, "1 C h w"]) -> Float[Tensor, "1 3 H W"]:
-        """The one place that says how precisely super-resolution computes."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._fast):
-            return self.avatar.upsampler(features).float()
+        coarse = rasterize(cloud, Camera(world_to_camera, intrinsics, *self._coarse_size), self.background, options=self.options)
+        return coarse.features if self.coarse_only else self.upsampler(coarse.features)
