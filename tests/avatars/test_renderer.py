@@ -10,8 +10,6 @@ from lib.avatars.gaussian_head_avatar.avatar import RGB, GaussianAvatar
 from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHead
 from lib.avatars.gaussian_head_avatar.renderer import AvatarRenderer
 from lib.geometry.head_pose import HeadPose
-from lib.networks.frozen_mlp import FrozenMLP
-from lib.networks.mlp import MLP
 
 SIZE, EXPRESSIONS = 64, 64
 PIXELS_PER_UNIT = 3.5 * 2048 * 0.1  # 2048², seen by the front camera at one metre; 0.1 metres per canonical unit
@@ -29,18 +27,6 @@ def driver(tmp_path_factory):
 
 def drawn(avatar, frame):
     return avatar(frame.expression, frame.pose_code, frame.head, frame.camera)
-
-
-@pytest.mark.parametrize("dims", [(5, 7, 4), (6, 8, 9, 3), (5, 8, 7, 6, 2), (5, 7, 8, 9, 10, 6, 3)])
-@pytest.mark.parametrize("batch", [(), (1,)])  # of points
-def test_a_frozen_mlp_is_the_mlp(dims, batch):
-    torch.manual_seed(0)
-    mlp, local, code = MLP(dims).double(), torch.randn(*batch, 11, dims[0] - 2, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
-    mlp_32, local_32, code_32 = MLP(dims), local.float(), code.float()
-    mlp_32.load_state_dict(mlp.state_dict())
-    frozen = FrozenMLP(mlp_32, local_32, torch.float32)
-    assert torch.allclose(frozen(code_32).double(), mlp(local, code), atol=1e-6)
-    assert torch.allclose(frozen(code_32).double(), mlp(local, code), atol=1e-6)  # nothing was used up
 
 
 @pytest.mark.parametrize("pose_deform_at", ["undeformed", "deformed"])
