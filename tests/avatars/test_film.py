@@ -23,6 +23,7 @@ class Grey(AvatarRenderer):
 
     def __init__(self, driver, needs=None, broken=(), ahead=0, stop=None):
         self.device, self.width, self.height, self.ahead = torch.device("cpu"), SIZE, SIZE, ahead
+        self.background = torch.ones(3)
         self.codes = {tuple(driver[index].expression[0].tolist()): index for index in range(len(driver))}
         self.needs, self.broken, self.stop, self.room, self.drawn = needs or {}, broken, stop, 100, []
 

@@ -72,6 +72,7 @@ def test_too_little_room_is_noticed_and_drawn_again(avatar, driver, tmp_path, mo
     film(AvatarRenderer(avatar, SIZE, SIZE), driver, VideoConfig(), tmp_path / "enough")
     assert "drawing again" not in capsys.readouterr().out
     monkeypatch.setattr(module, "PAIRS_PER_GAUSSIAN", 0)
+    monkeypatch.setattr(module, "PAIRS_LEAST", 1000)
     renderer = AvatarRenderer(avatar, SIZE, SIZE)
     first = renderer(driver[0])
     assert int(first.needed[0]) > first.room and torch.isnan(first.image).all()

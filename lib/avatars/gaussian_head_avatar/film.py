@@ -24,6 +24,7 @@ from lib.datasets.images import read_image, resize, to_uint8, write_image, write
 from lib.datasets.sampler import spread
 from lib.datasets.video import VideoWriter, to_yuv420
 from lib.errors import InputError
+from lib.render.gaussian.launch import on_device
 from lib.training.recorder import image_rows
 from lib.training.runtime import is_terminal
 
@@ -191,8 +192,8 @@ def film(renderer: AvatarRenderer, driver: DrivingSequence, config: VideoConfig,
         pixels = resize(read_image(path), renderer.width)
         return pixels.pin_memory() if renderer.device.type == "cuda" else pixels
 
-    with (torch.no_grad(), VideoWriter(folder / "reenactment.mp4", config.frames_per_second, config.crf, config.preset) as video,
-          Threads() as threads):
+    with (torch.no_grad(), on_device(renderer.background),
+          VideoWriter(folder / "reenactment.mp4", config.frames_per_second, config.crf, config.preset) as video, Threads() as threads):
 
         def deliver(place: Place) -> None:
             if not place.wait(pace):

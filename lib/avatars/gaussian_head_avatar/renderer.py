@@ -19,7 +19,7 @@ from lib.render.gaussian.interface import rasterize
 from lib.render.replay import Replay, can_record
 
 Precision = Literal["high", "highest"]
-PAIRS_PER_GAUSSIAN = 32  # first room, of tiles and Gaussians: several times what a head needs that fills the picture; 16 bytes each
+PAIRS_PER_GAUSSIAN, PAIRS_LEAST = 32, 1 << 20  # first room for pairs of tiles and Gaussians, of 16 bytes each; more is made when it is needed
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class AvatarRenderer:
         self.background = torch.ones(3 if coarse_only else avatar.head.config.color_channels, device=self.device)
         self.options, self._replay = DEFAULT, None
         if can_record(self.device):
-            self.options = RasterOptions(capacity=Capacity(PAIRS_PER_GAUSSIAN * max(len(avatar.head.xyz), 1)))
+            self.options = RasterOptions(capacity=Capacity(max(PAIRS_PER_GAUSSIAN * len(avatar.head.xyz), PAIRS_LEAST)))
             self._replay = Replay(self._draw, self.options.capacity, self.device)
         self._nothing_needed = torch.zeros(2, dtype=torch.int64, device=self.device)
 
