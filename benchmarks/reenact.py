@@ -30,7 +30,7 @@ from lib.config import read_config
 from lib.config.reader import Arguments
 from lib.datasets.driving import DrivingConfig, DrivingFrame, DrivingSequence
 from lib.gaussians.cloud import GaussianCloud
-from lib.geometry.head_pose import HeadPose
+from lib.geometry.head_pose import SolvedHeadPose
 from lib.metrics.psnr import psnr
 from lib.networks.upsampler import SCALE, Upsampler
 from lib.render.gaussian.interface import rasterize
@@ -198,10 +198,11 @@ def alone(renderer: AvatarRenderer, frames: list[DrivingFrame]) -> dict[str, flo
 def stages(renderer: AvatarRenderer, frame: DrivingFrame, options: argparse.Namespace) -> dict[str, float]:
     """Medians of milliseconds on the device, every stage recorded in a graph of its own."""
     camera = frame.camera.resized(frame.camera.width // SCALE, frame.camera.height // SCALE).to(renderer.device)
-    inputs = (frame.expression, frame.pose_code, frame.head.pose, frame.head.scale)
+    head = frame.head.solved()
+    inputs = (frame.expression, renderer.head.encode(frame.pose_code), head.pose, head.scale, head.matrix, head.quat_matrix)
 
-    def cloud_of(expression: torch.Tensor, pose_code: torch.Tensor, pose: torch.Tensor, scale: torch.Tensor) -> GaussianCloud:
-        return renderer.head(expression, pose_code, HeadPose(pose, scale))
+    def cloud_of(expression: torch.Tensor, pose: torch.Tensor, *solved: torch.Tensor) -> GaussianCloud:
+        return renderer.head(expression, pose, SolvedHeadPose(*solved))
 
     cloud = cloud_of(*(value.to(renderer.device) for value in inputs))
     drawn = renderer.options.capacity.drawn(lambda: rasterize(cloud, camera, renderer.background, options=renderer.options)).features

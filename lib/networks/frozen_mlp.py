@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 from dataclasses import dataclass
 
 import torch
@@ -91,9 +92,10 @@ def warps_of(block_out: int) -> int:
 
 
 def runs_kernel(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the kernel can run here: in float16 on CUDA, in float32 under Triton's interpreter."""
+    """Whether the kernel can run here: in float16 on CUDA where there is a C compiler, in float32 under Triton's interpreter."""
     if importlib.util.find_spec("triton") is None:
         return False
-    if x.is_cuda:
-        return dtype is torch.float16 and torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (8, 0)
-    return dtype is torch.float32 and os.environ.get("TRITON_INTERPRET") == "1"
+    if not x.is_cuda:
+        return dtype is torch.float32 and os.environ.get("TRITON_INTERPRET") == "1"
+    compiler = os.environ.get("CC") or any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+    return bool(compiler) and dtype is torch.float16 and torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (8, 0)

@@ -119,7 +119,12 @@ class GaussianHead(nn.Module):
 
     def forward(self, expression: Float[Tensor, "B E"], pose_code: Float[Tensor, "B 6"], head: HeadPose) -> GaussianCloud:
         """The cloud in the world. `pose_code` is the pose the networks see, `head` the one that places the head."""
-        return BoundHead(self, functools.partial)(expression, pose_code, head)
+        bound = self.bound()
+        return bound(expression, bound.encode(pose_code), head)
+
+    def bound(self) -> "BoundHead":
+        """The head as it is in training."""
+        return BoundHead(self, functools.partial)
 
     @torch.no_grad()
     def frozen(self, dtype: torch.dtype) -> "BoundHead":
@@ -137,18 +142,18 @@ class BoundHead:
         self.weights = control(head.xyz, head.landmarks_3d_neutral, config.dist_threshold_near, config.dist_threshold_far)
         near, far, feature = self.weights.expression_rows, self.weights.pose_rows, head.feature.tanh()
         self.exp_color, self.pose_color = bind(head.exp_color, feature[near]), bind(head.pose_color, feature[far])
-        self.exp_deform = bind(head.exp_deform, self._encode(head.xyz[near]))
+        self.exp_deform = bind(head.exp_deform, self.encode(head.xyz[near]))
         # Unlike stage 1, the published stage 2 evaluates the pose deformation at the undeformed point.
-        self.pose_deform = bind(head.pose_deform, self._encode(head.xyz[far])) if config.pose_deform_at == "undeformed" else None
+        self.pose_deform = bind(head.pose_deform, self.encode(head.xyz[far])) if config.pose_deform_at == "undeformed" else None
         self.exp_attributes, self.pose_attributes = bind(head.exp_attributes, feature[near]), bind(head.pose_attributes, feature[far])
 
-    def __call__(self, expression: Float[Tensor, "B E"], pose_code: Float[Tensor, "B 6"], head: HeadPose) -> GaussianCloud:
-        """As GaussianHead.forward."""
-        neutral, config, weights, pose = self.head, self.head.config, self.weights, self._encode(pose_code)
+    def __call__(self, expression: Float[Tensor, "B E"], pose: Float[Tensor, "B K"], head: HeadPose) -> GaussianCloud:
+        """As GaussianHead.forward, with the pose that the networks see encoded."""
+        neutral, config, weights = self.head, self.head.config, self.weights
 
         colors = weights.blend(self.exp_color(expression), self.pose_color(pose))
         by_expression = config.deform_scale * weights.expression_part(self.exp_deform(expression).tanh())
-        moved = self.pose_deform or self._bind(neutral.pose_deform, self._encode((neutral.xyz + by_expression)[:, weights.pose_rows]))
+        moved = self.pose_deform or self._bind(neutral.pose_deform, self.encode((neutral.xyz + by_expression)[:, weights.pose_rows]))
         by_pose = config.deform_scale * weights.pose_part(moved(pose).tanh())
         change = weights.blend(self.exp_attributes(expression), self.pose_attributes(pose))
         scale, turn, opacity = (config.attributes_scale * change).split(ATTRIBUTES, dim=-1)
@@ -162,5 +167,6 @@ class BoundHead:
             features=colors,
         )
 
-    def _encode(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
+    def encode(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
+        """A position or a pose as networks see it."""
         return positional_encoding(x, self.head.config.pos_freq)

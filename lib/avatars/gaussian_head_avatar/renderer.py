@@ -12,7 +12,7 @@ from torch import Tensor
 from lib.avatars.gaussian_head_avatar.avatar import RGB, GaussianAvatar
 from lib.datasets.driving import DrivingFrame
 from lib.geometry.camera import Camera
-from lib.geometry.head_pose import HeadPose
+from lib.geometry.head_pose import HeadPose, SolvedHeadPose
 from lib.networks.upsampler import SCALE
 from lib.render.gaussian.contract import DEFAULT, Capacity, RasterOptions
 from lib.render.gaussian.interface import rasterize
@@ -48,14 +48,14 @@ class AvatarRenderer:
         cuda = self.device.type == "cuda"
         self.ahead = 1 if cuda else 0  # drawings that may be started before the result of one is looked at
         fast = cuda and precision == "high"
-        self.head = avatar.head.frozen(torch.float16 if fast else torch.float32) if cuda else avatar.head
+        self.head = avatar.head.frozen(torch.float16 if fast else torch.float32) if cuda else avatar.head.bound()
         self.upsampler = copy.copy(avatar.upsampler)  # the same weights
         self.upsampler.precision = "high" if fast else "highest"
         self.background = torch.ones(3 if coarse_only else avatar.head.config.color_channels, device=self.device)
         self.options, self._replay = DEFAULT, None
         if can_record(self.device):
             self.options = RasterOptions(capacity=Capacity(max(PAIRS_PER_GAUSSIAN * len(avatar.head.xyz), PAIRS_LEAST)))
-            self._replay = Replay(self._draw, self.options.capacity, self.device)
+            self._replay = Replay(self._draw_inputs, self.options.capacity, self.device)
         self._nothing_needed = torch.zeros(2, dtype=torch.int64, device=self.device)
 
     @torch.no_grad()
@@ -63,11 +63,13 @@ class AvatarRenderer:
         """Starts drawing a frame, whose tensors are on the CPU."""
         if (frame.camera.width, frame.camera.height) != self._camera_size:
             raise ValueError(f"a camera of {frame.camera.width} x {frame.camera.height} pixels; the renderer was made for {self._camera_size}")
-        camera = frame.camera.resized(*self._coarse_size)
-        inputs = (frame.expression, frame.pose_code, frame.head.pose, frame.head.scale, camera.world_to_camera, camera.intrinsics)
+        camera, pose = frame.camera.resized(*self._coarse_size), self.head.encode(frame.pose_code)
         if self._replay is None:
-            return Drawing(self._draw(*(value.to(self.device) for value in inputs)), self._nothing_needed, 0)
-        image = self._replay(*inputs)
+            head, camera = frame.head.to(self.device), camera.to(self.device)
+            return Drawing(self._draw(frame.expression.to(self.device), pose.to(self.device), head, camera), self._nothing_needed, 0)
+        head = frame.head.solved()
+        image = self._replay(
+            frame.expression, pose, head.pose, head.scale, head.matrix, head.quat_matrix, camera.world_to_camera, camera.intrinsics)
         return Drawing(image, self._replay.capacity.needed, self._replay.capacity.pairs)
 
     def make_room(self, needed: int) -> None:
@@ -76,12 +78,19 @@ class AvatarRenderer:
             self._replay.capacity.needed = torch.tensor([needed, 0])
             self._replay.capacity.overflowed()
 
-    def _draw(
-        self, expression: Float[Tensor, "1 E"], pose_code: Float[Tensor, "1 6"], pose: Float[Tensor, "1 6"], scale: Float[Tensor, "1 1"],
-        world_to_camera: Float[Tensor, "1 3 4"], intrinsics: Float[Tensor, "1 3 3"],
+    def _draw_inputs(
+        self, expression: Float[Tensor, "1 E"], pose: Float[Tensor, "1 K"], head_pose: Float[Tensor, "1 6"], scale: Float[Tensor, "1 1"],
+        matrix: Float[Tensor, "1 3 3"], quat_matrix: Float[Tensor, "1 4 4"], world_to_camera: Float[Tensor, "1 3 4"],
+        intrinsics: Float[Tensor, "1 3 3"],
     ) -> Float[Tensor, "1 3 H W"]:
-        cloud = self.head(expression, pose_code, HeadPose(pose, scale))
+        return self._draw(expression, pose, SolvedHeadPose(head_pose, scale, matrix, quat_matrix),
+                          Camera(world_to_camera, intrinsics, *self._coarse_size))
+
+    def _draw(
+        self, expression: Float[Tensor, "1 E"], pose: Float[Tensor, "1 K"], head: HeadPose, camera: Camera,
+    ) -> Float[Tensor, "1 3 H W"]:
+        cloud = self.head(expression, pose, head)
         if self.coarse_only:
             cloud = dataclasses.replace(cloud, features=cloud.features[..., RGB].contiguous())
-        coarse = rasterize(cloud, Camera(world_to_camera, intrinsics, *self._coarse_size), self.background, options=self.options)
+        coarse = rasterize(cloud, camera, self.background, options=self.options)
         return coarse.features if self.coarse_only else self.upsampler(coarse.features)
