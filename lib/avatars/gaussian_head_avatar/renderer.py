@@ -40,6 +40,7 @@ class AvatarRenderer:
     `coarse_only`: without super-resolution, three channels, at a quarter of the size.
     """
 
+    @torch.no_grad()
     def __init__(self, avatar: GaussianAvatar, width: int, height: int, precision: Precision = "high", coarse_only: bool = False) -> None:
         """The avatar must not change any more. `width`, `height`: of the camera, divisible by 4."""
         self.device, self.coarse_only = avatar.head.xyz.device, coarse_only
