@@ -8,7 +8,7 @@ from lib.training.runtime import run
 def main() -> None:
     """Command line."""
     folder = reenact(read_config(parse_arguments(__doc__), ReenactmentConfig))
-    print(f"wrote {folder}/reenactment.mp4, {folder}/contact_sheet.png and {folder}/frames/")
+    print(f"wrote {folder}/reenactment.mp4 and {folder}/contact_sheet.png")
 
 
 if __name__ == "__main__":

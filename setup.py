@@ -11,7 +11,7 @@ setup(
     packages=find_packages(include=["lib", "lib.*", "preprocess", "preprocess.*"]),
     install_requires=[
         "torch>=2.8", "numpy>=2", "opencv-python-headless>=4.10", "pyyaml>=6", "pydantic>=2.7", "tqdm", "tensorboard>=2.21",
-        "roma>=1.5", "jaxtyping>=0.3", "av>=14", "setuptools",
+        "roma>=1.7", "jaxtyping>=0.3", "av>=14", "setuptools",
     ],
     extras_require={
         "dev": ["pytest", "hypothesis", "beartype", "ruff", "scikit-image"],

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -761,6 +762,14 @@ def test_reenactment_is_reproducible(made, trained, tmp_path):
         run_script("reenactment", reenactment_dict(made, trained, name=name), tmp_path, f"recorder.result_path={tmp_path}")
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name / "frames").iterdir()} for name in ("one", "two"))
     assert one == two
+
+
+def test_reenactment_of_the_coarse_picture_to_a_video_alone(made, trained, tmp_path, capsys):
+    run_script("reenactment", reenactment_dict(made, trained, name="coarse"), tmp_path, f"recorder.result_path={tmp_path}",
+               "super_resolution=false", "video.frames=none", "video.preset=ultrafast")
+    assert sorted(path.name for path in (tmp_path / "coarse").iterdir()) == ["contact_sheet.png", "reenactment.mp4", "seconds.json"]
+    assert video_frames(tmp_path / "coarse" / "reenactment.mp4").shape[1:] == (SIZE // 4, SIZE // 4, 3)
+    assert re.search(r"reenactment: 6 frames in .* a second, rendered .* a second; latency .* ms, 95 % below .* ms", capsys.readouterr().out)
 
 
 def test_a_driver_of_another_width_is_refused(made, trained, tmp_path):

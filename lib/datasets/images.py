@@ -48,13 +48,18 @@ def resize(image: UInt8[Tensor, "C H W"], size: int) -> UInt8[Tensor, "C S S"]:
 
 
 def to_uint8(image: Float[Tensor, "3 H W"]) -> UInt8[Tensor, "3 H W"]:
-    """[0,1] to 0..255, rounded."""
-    return (image.detach().clamp(0.0, 1.0) * 255.0).round().byte().cpu()
+    """[0,1] to 0..255, rounded; on the same device."""
+    return (image.detach().clamp(0.0, 1.0) * 255.0).round().byte()
 
 
 def write_image(path: Path, image: Float[Tensor, "3 H W"]) -> None:
     """Writes an RGB picture in [0,1]; the suffix chooses the format. Raises InputError when it cannot be written."""
-    pixels = to_uint8(image).permute(1, 2, 0).numpy()[..., ::-1]
+    write_pixels(path, to_uint8(image).cpu())
+
+
+def write_pixels(path: Path, image: UInt8[Tensor, "3 H W"]) -> None:
+    """As write_image, from 8 bits on the CPU."""
+    pixels = image.permute(1, 2, 0).numpy()[..., ::-1]
     quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
     try:
         encoded, data = cv2.imencode(path.suffix, pixels, quality)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import roma
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,3 +34,25 @@ class HeadPose(TensorBundle):
         head_xyzw = roma.rotvec_to_unitquat(self.pose[..., :3])[..., None, :]
         turned = roma.quat_product(head_xyzw.expand(*quats_wxyz.shape), roma.quat_wxyz_to_xyzw(quats_wxyz))
         return roma.quat_xyzw_to_wxyz(turned)
+
+    def solved(self) -> "SolvedHeadPose":
+        """The same, with its rotation computed now."""
+        x, y, z, w = roma.rotvec_to_unitquat(self.pose[..., :3]).unbind(dim=-1)
+        rows = [(w, -x, -y, -z), (x, w, -z, y), (y, z, w, -x), (z, -y, x, w)]
+        return SolvedHeadPose(self.pose, self.scale, self.rotation(), torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2))
+
+
+@dataclass(frozen=True)
+class SolvedHeadPose(HeadPose):
+    """With its rotation as a matrix, and as what it does to quaternions: a device then has a few products to do, not a hundred small steps."""
+
+    matrix: Float[Tensor, "*B 3 3"]
+    quat_matrix: Float[Tensor, "*B 4 4"]
+
+    def rotation(self) -> Float[Tensor, "*B 3 3"]:
+        """Rotation matrix canonical -> world."""
+        return self.matrix
+
+    def rotate_quaternions(self, quats_wxyz: Float[Tensor, "*B N 4"]) -> Float[Tensor, "*B N 4"]:
+        """As HeadPose."""
+        return quats_wxyz @ self.quat_matrix.transpose(-1, -2)

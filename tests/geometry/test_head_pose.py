@@ -92,3 +92,11 @@ def test_gradients_are_finite_and_right(angle):
             moved = (pose.detach()[0] + sign * step)
             values.append(((0.1 * points[0] @ rodrigues(moved[:3]).T + moved[3:]) * weight).sum())
         assert float(gradient[0, k]) == pytest.approx(float(values[0] - values[1]) / 2e-5, abs=1e-5)
+
+
+def test_a_solved_pose_is_the_pose():
+    torch.manual_seed(0)
+    head = HeadPose(torch.randn(3, 6, dtype=torch.float64), torch.rand(3, 1, dtype=torch.float64))
+    points, quats = torch.randn(3, 5, 3, dtype=torch.float64), torch.nn.functional.normalize(torch.randn(3, 5, 4, dtype=torch.float64), dim=-1)
+    torch.testing.assert_close(head.solved().to_world(points), head.to_world(points))
+    torch.testing.assert_close(head.solved().rotate_quaternions(quats), head.rotate_quaternions(quats))

@@ -1,5 +1,7 @@
 """Stage 2: a cloud of Gaussians whose colour, place and shape follow expression and head pose."""
 
+import functools
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,6 +15,7 @@ from lib.config import Config
 from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.head_pose import HeadPose
+from lib.networks.frozen_mlp import FrozenMLP
 from lib.networks.mlp import MLP, resolve_widths
 from lib.networks.positional_encoding import encoded_width, positional_encoding
 
@@ -20,6 +23,8 @@ from lib.networks.positional_encoding import encoded_width, positional_encoding
 ATTRIBUTES = (3, 4, 1)
 # The networks that stage 1 hands over, and the configuration lists of their widths.
 SHARED_NETWORKS = ("exp_color", "pose_color", "exp_deform", "pose_deform")
+
+BoundMLP = Callable[[Float[Tensor, "B K"]], Float[Tensor, "B N O"]]
 
 
 class GaussianHeadConfig(Config):
@@ -114,27 +119,54 @@ class GaussianHead(nn.Module):
 
     def forward(self, expression: Float[Tensor, "B E"], pose_code: Float[Tensor, "B 6"], head: HeadPose) -> GaussianCloud:
         """The cloud in the world. `pose_code` is the pose the networks see, `head` the one that places the head."""
-        config = self.config
-        feature, pose = self.feature.tanh(), self._encode(pose_code)
-        weights = control(self.xyz, self.landmarks_3d_neutral, config.dist_threshold_near, config.dist_threshold_far)
-        near, far = weights.expression_rows, weights.pose_rows
+        bound = self.bound()
+        return bound(expression, bound.encode(pose_code), head)
 
-        colors = weights.blend(self.exp_color(feature[near], expression), self.pose_color(feature[far], pose))
-        by_expression = config.deform_scale * weights.expression_part(self.exp_deform(self._encode(self.xyz[near]), expression).tanh())
+    def bound(self) -> "BoundHead":
+        """The head as it is in training."""
+        return BoundHead(self, functools.partial)
+
+    @torch.no_grad()
+    def frozen(self, dtype: torch.dtype) -> "BoundHead":
+        """For drawing only: all that does not depend on the frame is computed now. `dtype`: of the networks' matrix products."""
+        return BoundHead(self, functools.partial(FrozenMLP, dtype=dtype))
+
+
+class BoundHead:
+    """A head whose networks are bound to the Gaussians that each of them moves."""
+
+    def __init__(self, head: GaussianHead, bind: Callable[[MLP, Tensor], BoundMLP]) -> None:
+        """`bind` gives a network at some points, as a function of the code that these share."""
+        config = head.config
+        self.head, self._bind = head, bind
+        self.weights = control(head.xyz, head.landmarks_3d_neutral, config.dist_threshold_near, config.dist_threshold_far)
+        near, far, feature = self.weights.expression_rows, self.weights.pose_rows, head.feature.tanh()
+        self.exp_color, self.pose_color = bind(head.exp_color, feature[near]), bind(head.pose_color, feature[far])
+        self.exp_deform = bind(head.exp_deform, self.encode(head.xyz[near]))
         # Unlike stage 1, the published stage 2 evaluates the pose deformation at the undeformed point.
-        start = self.xyz[far] if config.pose_deform_at == "undeformed" else (self.xyz + by_expression)[:, far]
-        by_pose = config.deform_scale * weights.pose_part(self.pose_deform(self._encode(start), pose).tanh())
-        change = weights.blend(self.exp_attributes(feature[near], expression), self.pose_attributes(feature[far], pose))
+        self.pose_deform = bind(head.pose_deform, self.encode(head.xyz[far])) if config.pose_deform_at == "undeformed" else None
+        self.exp_attributes, self.pose_attributes = bind(head.exp_attributes, feature[near]), bind(head.pose_attributes, feature[far])
+
+    def __call__(self, expression: Float[Tensor, "B E"], pose: Float[Tensor, "B K"], head: HeadPose) -> GaussianCloud:
+        """As GaussianHead.forward, with the pose that the networks see encoded."""
+        neutral, config, weights = self.head, self.head.config, self.weights
+
+        colors = weights.blend(self.exp_color(expression), self.pose_color(pose))
+        by_expression = config.deform_scale * weights.expression_part(self.exp_deform(expression).tanh())
+        moved = self.pose_deform or self._bind(neutral.pose_deform, self.encode((neutral.xyz + by_expression)[:, weights.pose_rows]))
+        by_pose = config.deform_scale * weights.pose_part(moved(pose).tanh())
+        change = weights.blend(self.exp_attributes(expression), self.pose_attributes(pose))
         scale, turn, opacity = (config.attributes_scale * change).split(ATTRIBUTES, dim=-1)
 
-        quats = nn.functional.normalize(self.rotation + turn, dim=-1)
+        quats = nn.functional.normalize(neutral.rotation + turn, dim=-1)
         return GaussianCloud(
-            means=head.to_world(self.xyz + by_expression + by_pose),
+            means=head.to_world(neutral.xyz + by_expression + by_pose),
             quats_wxyz=head.rotate_quaternions(quats),
-            scales=(self.scales + scale).exp() * head.scale[:, None],
-            opacities=(self.opacity + opacity).sigmoid()[..., 0],
+            scales=(neutral.scales + scale).exp() * head.scale[:, None],
+            opacities=(neutral.opacity + opacity).sigmoid()[..., 0],
             features=colors,
         )
 
-    def _encode(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
-        return positional_encoding(x, self.config.pos_freq)
+    def encode(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
+        """A position or a pose as networks see it."""
+        return positional_encoding(x, self.head.config.pos_freq)
