@@ -12,7 +12,10 @@ from lib.tensors import TensorBundle
 
 @dataclass(frozen=True)
 class HeadBatch(TensorBundle):
-    """B frames of one subject, V views each. Images in [0,1] as captured (not composited); `visible` 0 = padding."""
+    """B frames of one subject, V views each. Images in [0,1] as captured (not composited); `visible` 0 = padding.
+
+    `samples` are the numbers of the items in the endless order of training, to which randomness is keyed; none elsewhere.
+    """
 
     frame: str | tuple[str, ...]
     view: str | tuple[str, ...]
@@ -24,6 +27,12 @@ class HeadBatch(TensorBundle):
     expression: Float[Tensor, "*B E"]
     head: HeadPose
     control_points: Float[Tensor, "*B L 3"]
+    samples: tuple[int, ...] = ()
+
+    def parts(self, count: int) -> "list[HeadBatch]":
+        """The batch in `count` equal parts; its size must be a multiple of that."""
+        size = len(self.frame_index) // count
+        return [self.rows(slice(part * size, (part + 1) * size)) for part in range(count)]
 
     def flat_camera(self) -> Camera:
         """The B·V cameras in one batch."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from lib.datasets.batches import HeadBatch
 from lib.datasets.sampler import TrainingBatches
 from lib.errors import InputError, NumericalError, Stopped
 from lib.metrics.psnr import psnr
+from lib.training import distributed
 from lib.training.checkpoint import remove_leftovers, save_checkpoint
 from lib.training.recorder import Recorder, image_rows, shrink, write_seconds
 from lib.training.rehearsal import rehearse
@@ -34,7 +36,8 @@ class TrainerConfig(Config):
     epochs: int = Field(1, gt=0, description="passes over the training frames when steps is not given")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>")
     seed: int = Field(0, ge=0, description="of initial weights, sample order, views and augmentation")
-    workers: int = Field(0, ge=0, description="processes that load images; 0 loads in the training process")
+    accumulate: int = Field(1, gt=0, description="passes in which a process makes its share of a batch: less memory, the same step")
+    workers: int = Field(0, ge=0, description="processes that load images, for each that trains; 0 loads in the training process")
     final_lr_factor: float = Field(1.0, gt=0, le=1, description="learning rates fall exponentially to this fraction of their start")
     validate_every: int = Field(1000, gt=0, description="steps between held-out psnr and preview pictures")
     validate_count: int = Field(4, gt=0, description="held-out pictures per validation, spread over the frames")
@@ -43,22 +46,27 @@ class TrainerConfig(Config):
 def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig, recorder: Recorder, device: torch.device) -> None:
     """Trains `stage` up to the configured step, from its latest checkpoint if the run has one.
 
-    Raises InputError for a checkpoint that does not belong to this run or a folder that another process writes,
-    NumericalError when a loss, gradient or weight is not finite, Stopped after a signal, with everything saved.
+    Processes of one run share every batch; the first one alone writes, shows and validates.
+    Raises InputError for a checkpoint that does not belong to this run, a folder that another run writes or a batch that cannot be shared,
+    NumericalError when a loss, gradient or weight is not finite, Stopped after a signal, with everything saved, OtherFailed for the first
+    process where another one ends.
     """
+    first = distributed.is_first()
+    share = batches.share(distributed.rank(), distributed.count(), config.accumulate)
     steps = config.steps or config.epochs * batches.steps_per_epoch
     stage.modules.to(device)
-    with RunLock(recorder.config.run_folder / f"{stage.name}.lock"), StopSignals() as signals:
+    with RunLock(recorder.config.run_folder / f"{stage.name}.lock") if first else contextlib.nullcontext(), StopSignals() as signals:
         latest = recorder.config.run_folder / f"{stage.name}_latest"
         progress = resume(stage, batches.capture.record(), latest)
         if progress.step >= steps:
             print(f"{stage.name} '{recorder.config.name}' is finished: {latest} has {progress.step} of {steps} steps. "
                   "Raise trainer.steps to go on, or choose another recorder.name")
             return
-        remove_leftovers(recorder.config.run_folder, stage.name)
-        recorder.open(stage.config)
+        if first:
+            remove_leftovers(recorder.config.run_folder, stage.name)
+            recorder.open(stage.config)
         try:
-            _Loop(stage, batches, config, recorder, device, steps).run(progress, signals)
+            _Loop(stage, share, config, recorder, device, steps).run(progress, signals)
         finally:
             recorder.close()
 
@@ -70,6 +78,7 @@ class _Loop:
         self, stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig, recorder: Recorder, device: torch.device, steps: int
     ) -> None:
         self.stage, self.batches, self.config, self.recorder, self.device, self.steps = stage, batches, config, recorder, device, steps
+        self.first = distributed.is_first()
         self.folder = recorder.config.run_folder
         self.data = batches.capture.record()
         self.held_out = batches.held_out(config.validate_count)
@@ -81,20 +90,24 @@ class _Loop:
 
     def run(self, start: Progress, signals: StopSignals) -> None:
         """Steps, in order, until the last or a signal."""
-        self._announce(start)
+        if self.first:
+            self._announce(start)
+        self._begin_alike(start)
+        self.stage.exchange = distributed.Exchange(distributed.count(), lambda: signals.received)
         self.progress = start
         try:
             with contextlib.closing(self._loaded(start.step)) as batches:  # ends the loading processes at once
                 self._run(start, batches, signals)
-        except InputError:  # of a picture that cannot be used, perhaps after hours: nothing is lost
-            if self.progress.step > start.step:
+        except (InputError, distributed.OtherFailed):  # of a picture that cannot be used, perhaps after hours: nothing is lost
+            if self.first and self.progress.step > start.step:
                 self._save(self.progress, [])
-                self.recorder.line(f"{self.stage.name}: step {self.progress.step} of {self.steps} is saved; mend what is said below and go on")
+                self.recorder.line(f"{self.stage.name}: step {self.progress.step} of {self.steps} is saved; mend what the error says and go on")
             raise
 
     def _run(self, start: Progress, batches: Iterator[HeadBatch], signals: StopSignals) -> None:
         frequency, name = self.recorder.config, self.stage.name
-        bar = tqdm(batches, total=self.steps, initial=start.step, desc=name, unit="step", mininterval=0.5 if is_terminal() else 15.0)
+        bar = tqdm(batches, total=self.steps, initial=start.step, desc=name, unit="step", mininterval=0.5 if is_terminal() else 15.0,
+                   disable=not self.first)
         began, waited, ready = time.perf_counter(), 0.0, time.perf_counter()
         for step, batch in enumerate(bar, start=start.step):
             waited += time.perf_counter() - ready
@@ -103,12 +116,12 @@ class _Loop:
                 report = self.stage.step(batch.to(self.device), step)
             done = step + 1
             self.progress = dataclasses.replace(self.progress, step=done, seconds=start.seconds + time.perf_counter() - began)
-            if done % frequency.show_freq == 0 or done == self.steps:
+            if self.first and (done % frequency.show_freq == 0 or done == self.steps):
                 values = {"total": float(report.total)} | {key: float(value) for key, value in report.terms.items()}
                 self.recorder.scalars(values | {"lr_factor": factor}, done)
                 bar.set_postfix({"total": f"{values['total']:.4f}"}, refresh=False)
             copies: list[Path] = []
-            if done % self.config.validate_every == 0 or done == self.steps:
+            if self.first and (done % self.config.validate_every == 0 or done == self.steps):
                 score = self._validate(done)
                 self.recorder.scalars({"psnr": score, "data_wait_share": waited / max(1e-9, bar.format_dict["elapsed"])}, done)
                 self.recorder.line(f"step {done}/{self.steps}  loss {float(report.total):.5f}  psnr {score:.2f} dB "
@@ -116,15 +129,16 @@ class _Loop:
                 if score > self.progress.best_psnr:
                     self.progress = dataclasses.replace(self.progress, best_psnr=score)
                     copies.append(self.folder / f"{name}_best")
-            if done % frequency.save_freq == 0 or done == self.steps or copies:
+            if self.first and (done % frequency.save_freq == 0 or done == self.steps or copies):
                 if frequency.keep_last:
                     copies.append(self.folder / f"{name}_step_{done:07d}")
                 self._save(self.progress, copies)
-            if signals.received is not None and done < self.steps:
-                if done % frequency.save_freq:
+            stop = self.stage.exchange.stop
+            if stop is not None and done < self.steps:
+                if self.first and done % frequency.save_freq:
                     self._save(self.progress, [])
                 self.recorder.line(f"{name}: stopped by a signal, step {done} of {self.steps} is saved")
-                raise Stopped(f"stopped at step {done} of {self.steps}, which is saved; the same command again goes on", signals.received)
+                raise Stopped(f"stopped at step {done} of {self.steps}, which is saved; the same command again goes on", stop)
             ready = time.perf_counter()
         self.recorder.line(f"{name}: finished {self.steps} steps; {self.folder / f'{name}_latest'}")
 
@@ -147,8 +161,9 @@ class _Loop:
         name, remaining = self.stage.name, self.steps - start.step
         parameters = sum(p.numel() for p in self.stage.modules.parameters())
         resumed = f", resumed from {self.folder / f'{name}_latest'}" if start.step else ""
+        processes = f", shared by {distributed.count()} processes" if distributed.count() > 1 else ""
         self.recorder.line(f"{name}: {parameters:,} parameters, {len(self.batches.capture.frames)} frames, "
-                           f"steps {start.step} to {self.steps} on {self.device}{resumed}")
+                           f"steps {start.step} to {self.steps} on {self.device}{processes}{resumed}")
         for remark in self.stage.remarks:
             self.recorder.line(remark)
         if not self.held_out:
@@ -160,6 +175,17 @@ class _Loop:
             memory = "" if cost.memory is None else f" and {cost.memory / 1e9:.1f} GB"
             self.recorder.line(f"{name}: a step takes {cost.seconds:.3g} s{memory}; {remaining} steps about "
                                f"{_duration(remaining * cost.seconds)}, without loading, validation and saving")
+
+    def _begin_alike(self, start: Progress) -> None:
+        """Every process starts with the weights of the first one, which on GPUs differ in the last digits. Raises InputError where more differs."""
+        tensors = dict(self.stage.modules.state_dict())
+        for key, optimizer in self.stage.optimizers.items():
+            for row, moments in optimizer.state_dict()["state"].items():
+                tensors |= {f"{key}.{row}.{name}": value for name, value in moments.items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        state = repr((start.step, self.stage.config.model_dump(mode="json"), self.data, shapes))
+        distributed.agree_on(hashlib.sha256(state.encode()).hexdigest(), "the configuration, data and checkpoint")
+        distributed.copy_from_first(tensors.values())
 
     def _set_rates(self, step: int) -> float:
         factor = self.config.final_lr_factor ** (step / self.steps)
@@ -177,15 +203,15 @@ class _Loop:
             broken = self.stage.broken_weights()
             if isinstance(error, InputError) and not broken:
                 raise
-            batch = self.batches[step]
+            frames, cameras = self.batches.shown(step)
             cause = f"the weights {broken} are not finite" if broken else str(error)
             raise NumericalError(
-                f"{self.stage.name}: step {step + 1}, frames {' '.join(batch.frame)}, cameras {' '.join(batch.view)}: {cause}. {self._kept()} "
+                f"{self.stage.name}: step {step + 1}, frames {' '.join(frames)}, cameras {' '.join(cameras)}: {cause}. {self._kept()} "
                 "Inspect these frames and the checkpoint it started from, or start again with lower learning rates under another recorder.name"
             ) from error
         except torch.OutOfMemoryError as error:
             raise InputError(f"{self.stage.name}: step {step + 1} does not fit into the memory of {self.device} ({str(error).splitlines()[0]}); "
-                             "lower dataset.resolution or batch_size, or make the networks smaller") from error
+                             "raise trainer.accumulate, lower dataset.resolution or batch_size, or make the networks smaller") from error
 
     def _validate(self, done: int) -> float:
         """Mean psnr of held-out pictures (of training pictures where nothing is held out); also shows them, target above output."""

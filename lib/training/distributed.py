@@ -1,0 +1,208 @@
+"""Processes that train one model together, started by torchrun: who they are, what they average, and how all of them end.
+
+In every step each process says once, over the network of the hosts, whether it goes on. Only when all do is anything averaged, so that no
+process waits for one that will not come: a process that fails says so where the others ask. Nothing else is sent between them while training.
+"""
+
+import contextlib
+import datetime
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lib.errors import InputError
+
+WAIT = datetime.timedelta(days=7)  # the others wait while the first process validates and saves; a lost connection ends it at once
+LAST_WAIT = datetime.timedelta(minutes=2)  # a process that has failed ends alone when the others are not heard of for that long
+
+_store: dist.Store | None = None
+
+
+class OtherFailed(Exception):
+    """Another process of this run failed. Without a message: it says why itself."""
+
+    def __init__(self, exit_code: int, message: str = "") -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def count() -> int:
+    """Number of processes that train together; 1 without torchrun."""
+    return dist.get_world_size() if _store is not None else 1
+
+
+def rank() -> int:
+    """Number of this process among them."""
+    return dist.get_rank() if _store is not None else 0
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, which is that of its GPU."""
+    return int(os.environ["LOCAL_RANK"]) if _store is not None else 0
+
+
+@contextlib.contextmanager
+def joined(together: bool) -> Iterator[None]:
+    """Context in which the processes that torchrun started are one run; only the first one's stdout is seen.
+
+    Raises InputError for a script whose processes cannot work `together`.
+    """
+    global _store
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "LOCAL_RANK" not in os.environ:
+        yield
+        return
+    if not together:
+        if os.environ["RANK"] != "0":
+            raise SystemExit(InputError.exit_code)
+        raise InputError("this script is one process; start it with python instead of torchrun")
+    # Tensors of the host go over gloo, those of a GPU over NCCL.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    store, own, size = next(iter(dist.rendezvous("env://")))
+    dist.init_process_group(backend, store=store, rank=own, world_size=size, timeout=WAIT)
+    _store = dist.PrefixStore("run", store)
+    try:
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(sys.stdout if is_first() else nowhere):
+            yield
+    except Exception as error:
+        # A bug: its traceback is shown once.
+        first = is_first_to_fail(1)
+        leave(1)
+        if first:
+            raise
+        raise SystemExit(1) from error
+    finally:
+        _store = None
+        dist.destroy_process_group()
+
+
+def is_first_to_fail(exit_code: int) -> bool:
+    """Whether it is on this process to say why the run ends: of all that fail, one does."""
+    if _store is None:
+        return True
+    try:
+        first = _store.add("failures", 1) == 1
+        if first:
+            _store.set("exit_code", str(exit_code))
+        return first
+    except RuntimeError:  # whoever kept the store is gone
+        return True
+
+
+def leave(exit_code: int, *, heard: bool = False) -> int:
+    """Ends when all processes do, so that none is ended by torchrun while it saves; returns the exit code of the run.
+
+    `exit_code` above 0 tells the others to end; `heard`: another process told this one.
+    """
+    if _store is None:
+        return exit_code
+    if not heard:
+        try:
+            _agree(failure=exit_code, wait=LAST_WAIT if exit_code else WAIT)
+        except OtherFailed as failed:
+            exit_code = failed.exit_code
+    with contextlib.suppress(OtherFailed):
+        _agree(wait=LAST_WAIT)
+    return exit_code
+
+
+def agree_on(state: str, what: str) -> None:
+    """Raises InputError unless every process says the same `state` of `what`."""
+    if _store is None:
+        return
+    if is_first():
+        _store.set("state", state)
+    _agree()
+    if _store.get("state").decode() != state:
+        raise InputError(f"process {rank()} does not have {what} of process 0: start all of them with the same command, in folders that "
+                         "all machines share")
+    _agree()
+
+
+@torch.no_grad()
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Every process takes over the values of the first one."""
+    if _store is None:
+        return
+    for tensor in tensors:
+        values = tensor.contiguous()
+        dist.broadcast(values, src=0)
+        tensor.copy_(values)
+
+
+class Exchange:
+    """What `processes` tell each other in a step. One process alone exchanges nothing."""
+
+    def __init__(self, processes: int = 1, received: Callable[[], int | None] = lambda: None) -> None:
+        """`received`: the number of the signal that this process was sent."""
+        self.processes, self._received, self._agreed = processes, received, 0
+
+    @property
+    def stop(self) -> int | None:
+        """The signal that says when to stop: with several processes the same in all of them after every step."""
+        return self._received() if self.processes == 1 else self._agreed or None
+
+    @torch.no_grad()
+    def average(self, parameters: Iterable[nn.Parameter], values: Float[Tensor, "K"], passes: int) -> Float[Tensor, "K"]:
+        """Replaces the gradients, which are sums over `passes`, by their mean over passes and processes; returns the mean of `values`, too.
+
+        With several processes, a gradient that is missing counts as 0: an optimizer treats every parameter alike in all of them.
+        Raises OtherFailed, before anything changes, when another process does not get here.
+        """
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if self.processes == 1:
+            if passes > 1:
+                for parameter in trained:
+                    if parameter.grad is not None:
+                        parameter.grad.div_(passes)
+            return values / passes
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+        flat = torch.cat([*(gradient.flatten() for gradient in gradients), values])
+        self._agreed = _agree(signal=self._received() or 0)  # after the last allocation: from here on all or none get through
+        with _lost_processes_are_noticed():
+            dist.all_reduce(flat)
+        *means, values = flat.div_(self.processes * passes).split([gradient.numel() for gradient in gradients] + [len(values)])
+        # In place: the memory of gradients may be that of a recorded graph.
+        torch._foreach_copy_(gradients, [mean.view(gradient.shape) for mean, gradient in zip(means, gradients, strict=True)])
+        return values
+
+
+def _agree(failure: int = 0, signal: int = 0, wait: datetime.timedelta = WAIT) -> int:
+    """Waits until every process is here; returns the largest signal. Raises OtherFailed where another one brings a failure."""
+    ballot = torch.tensor([failure, signal])
+    with _lost_processes_are_noticed():
+        work = dist.all_reduce(ballot, dist.ReduceOp.MAX, async_op=True)
+        assert work is not None
+        work.wait(wait)
+    worst, largest = ballot.tolist()
+    if worst and not failure:
+        raise OtherFailed(worst)
+    return largest
+
+
+@contextlib.contextmanager
+def _lost_processes_are_noticed() -> Iterator[None]:
+    """A connection that breaks becomes OtherFailed: with the exit code that was left behind, or a message where nobody left one."""
+    try:
+        yield
+    except RuntimeError as error:
+        assert _store is not None
+        try:
+            told = int(_store.get("exit_code")) if _store.check(["exit_code"]) else 0
+        except RuntimeError:
+            told = 0
+        message = "" if told else f"another process of this run ended without saying why; was it killed, for want of memory? ({error})"
+        raise OtherFailed(told or 1, message) from error
