@@ -23,9 +23,9 @@ class TensorBundle:
         })
 
     def rows(self: BundleType, rows: slice) -> BundleType:
-        """The same bundle with these entries of the leading dimension of every tensor and tuple, also in nested bundles."""
+        """The same bundle with copies of these entries of the leading dimension of every tensor and tuple, also in nested bundles."""
         return dataclasses.replace(self, **{
-            field.name: value.rows(rows) if isinstance(value, TensorBundle) else value[rows]
+            field.name: value.rows(rows) if isinstance(value, TensorBundle) else value[rows].clone() if isinstance(value, Tensor) else value[rows]
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), (Tensor, TensorBundle, tuple))
         })

@@ -1,5 +1,6 @@
 """What a capture hands to training and evaluation."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int
@@ -29,10 +30,10 @@ class HeadBatch(TensorBundle):
     control_points: Float[Tensor, "*B L 3"]
     samples: tuple[int, ...] = ()
 
-    def parts(self, count: int) -> "list[HeadBatch]":
+    def parts(self, count: int) -> Iterator["HeadBatch"]:
         """The batch in `count` equal parts; its size must be a multiple of that."""
-        size = len(self.frame_index) // count
-        return [self.rows(slice(part * size, (part + 1) * size)) for part in range(count)]
+        size = len(self.frame) // count
+        return (self.rows(slice(part * size, (part + 1) * size)) if count > 1 else self for part in range(count))
 
     def flat_camera(self) -> Camera:
         """The B·V cameras in one batch."""

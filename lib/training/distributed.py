@@ -8,7 +8,8 @@ import contextlib
 import datetime
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -140,6 +141,19 @@ def copy_from_first(tensors: Iterable[Tensor]) -> None:
         tensor.copy_(values)
 
 
+@dataclass(frozen=True)
+class Pass:
+    """What one pass forth and back made: the gradient of every trained parameter (None where it has none), and numbers to report."""
+
+    gradients: list[Tensor | None]
+    values: Float[Tensor, "K"]
+
+    def flat(self, parameters: Sequence[nn.Parameter]) -> Float[Tensor, "D"]:
+        """All in one row, with 0 for what is missing."""
+        pairs = zip(self.gradients, parameters, strict=True)
+        return torch.cat([*((torch.zeros_like(own) if gradient is None else gradient).flatten() for gradient, own in pairs), self.values])
+
+
 class Exchange:
     """What `processes` tell each other in a step. One process alone exchanges nothing."""
 
@@ -153,31 +167,41 @@ class Exchange:
         return self._received() if self.processes == 1 else self._agreed or None
 
     @torch.no_grad()
-    def average(self, parameters: Iterable[nn.Parameter], values: Float[Tensor, "K"], passes: int) -> Float[Tensor, "K"]:
-        """Replaces the gradients, which are sums over `passes`, by their mean over passes and processes; returns the mean of `values`, too.
+    def mean(self, parameters: Sequence[nn.Parameter], passes: Sequence[Pass]) -> Float[Tensor, "K"]:
+        """Sets the gradients to the mean over the passes of all processes, all of which make as many; returns the mean of the values.
 
-        With several processes, a gradient that is missing counts as 0: an optimizer treats every parameter alike in all of them.
+        A single pass of a process alone stays as it is. Elsewhere a gradient that is missing counts as 0, so that an optimizer treats every
+        parameter alike in all processes. On a CPU sums are pairwise: 2^n samples give the same bits, whatever 2^m processes share them.
         Raises OtherFailed, before anything changes, when another process does not get here.
         """
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        if self.processes == 1:
-            if passes > 1:
-                for parameter in trained:
-                    if parameter.grad is not None:
-                        parameter.grad.div_(passes)
-            return values / passes
-        for parameter in trained:
+        if self.processes == 1 and len(passes) == 1:
+            return passes[0].values
+        flat = pairwise_sum([one.flat(parameters) for one in passes])
+        gathered = [torch.empty_like(flat) for _ in range(self.processes)] if flat.device.type == "cpu" else []
+        for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-        flat = torch.cat([*(gradient.flatten() for gradient in gradients), values])
-        self._agreed = _agree(signal=self._received() or 0)  # after the last allocation: from here on all or none get through
-        with _lost_processes_are_noticed():
-            dist.all_reduce(flat)
-        *means, values = flat.div_(self.processes * passes).split([gradient.numel() for gradient in gradients] + [len(values)])
+        if self.processes > 1:
+            self._agreed = _agree(signal=self._received() or 0)  # after the last allocation: from here on all get through, or none
+            with _lost_processes_are_noticed():
+                if gathered:
+                    dist.all_gather(gathered, flat)
+                    flat = pairwise_sum(gathered)
+                else:
+                    dist.all_reduce(flat)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        *means, values = flat.div_(self.processes * len(passes)).split([gradient.numel() for gradient in gradients] + [len(passes[0].values)])
         # In place: the memory of gradients may be that of a recorded graph.
         torch._foreach_copy_(gradients, [mean.view(gradient.shape) for mean, gradient in zip(means, gradients, strict=True)])
         return values
+
+
+def pairwise_sum(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum in the order of a binary tree, whose subtrees of 2^n neighbours are sums in that order themselves."""
+    while len(tensors) > 1:
+        pairs = [tensors[index] + tensors[index + 1] for index in range(0, len(tensors) - 1, 2)]
+        tensors = [*pairs, *tensors[2 * len(pairs):]]
+    return tensors[0]
 
 
 def _agree(failure: int = 0, signal: int = 0, wait: datetime.timedelta = WAIT) -> int:

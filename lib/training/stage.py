@@ -1,7 +1,7 @@
 """What the training loop asks of a stage. Stages call `backward` in `step`; the loop knows no loss."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lib.config import Config
 from lib.datasets.batches import HeadBatch
 from lib.errors import NumericalError
-from lib.training.distributed import Exchange
+from lib.training.distributed import Exchange, Pass
 
 
 @dataclass(frozen=True)
@@ -52,23 +52,30 @@ class AbstractStage(ABC):
         A batch is the share of one process: every term must be a mean over items, so that the mean over shares is the term of the whole batch.
         """
 
+    @staticmethod
+    def passes(batch: HeadBatch, accumulate: int) -> Iterator[HeadBatch]:
+        """The parts in which a batch is made, one after the other: `accumulate` of them.
+
+        On a CPU, which gains nothing from larger ones, single items: then no number depends on how many processes share a batch.
+        """
+        return batch.parts(len(batch.frame) if batch.expression.device.type == "cpu" else accumulate)
+
     def descend(self, passes: Iterable[dict[str, Tensor]], weights: dict[str, float]) -> StepReport:
         """One step of every optimizer down the weighted sum of the terms, averaged over passes (made one after the other) and processes.
 
         Raises NumericalError naming the terms or the gradient that are not finite, before any weight changes.
         """
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        values = []
+        parameters = [parameter for parameter in self.modules.parameters() if parameter.requires_grad]
+        made: list[Pass] = []
         for terms in passes:
+            self.modules.zero_grad(set_to_none=True)
             total = torch.stack([weights[name] * term for name, term in terms.items() if weights[name] > 0]).sum()
             # In this thread: the kernels of the rasterizer are started from Python, which is slower from autograd's own.
             with torch.autograd.set_multithreading_enabled(False):
                 total.backward()
-            values.append(torch.stack([total, *terms.values()]).detach())
-            names = tuple(terms)
-        mean = self.exchange.average(self.modules.parameters(), torch.stack(values).sum(dim=0), len(values))
-        report = StepReport(mean[0], dict(zip(names, mean[1:], strict=True)))
+            made.append(Pass([parameter.grad for parameter in parameters], torch.stack([total, *terms.values()]).detach()))
+        mean = self.exchange.mean(parameters, made)
+        report = StepReport(mean[0], dict(zip(terms, mean[1:], strict=True)))
         # The same numbers in every process: all go on, or none.
         gradients = {name: parameter.grad for name, parameter in self.modules.named_parameters() if parameter.grad is not None}
         largest = torch.nn.utils.get_total_norm(list(gradients.values()), norm_type=torch.inf)

@@ -180,7 +180,7 @@ class GaussianHeadStage(AbstractStage):
     def step(self, batch: HeadBatch, step: int) -> StepReport:
         """One Adam step."""
         weights = {field.name: getattr(self.config.loss, field.name) for field in dataclasses.fields(GaussianLosses)}
-        return self.descend((vars(self._losses(part)) for part in batch.parts(self.config.trainer.accumulate)), weights)
+        return self.descend((vars(self._losses(part)) for part in self.passes(batch, self.config.trainer.accumulate)), weights)
 
     def compare(self, batch: HeadBatch) -> Comparison:
         """Super-resolved pictures and targets, on white; poses as tracked."""
@@ -211,9 +211,10 @@ class GaussianHeadStage(AbstractStage):
             return image.new_zeros(())
         crop = min(self.config.loss.lpips_crop, image.shape[-1])
         corners = [torch.randint(image.shape[-1] - crop + 1, (2,), generator=generator).tolist() for generator in random]
-        pair = (torch.stack([picture[:, top:top + crop, left:left + crop] for picture, (top, left) in zip(pictures, corners, strict=True)])
-                for pictures in (image, target))
-        return self.lpips(*pair).mean()
+        windows = [(slice(row, row + 1), ..., slice(top, top + crop), slice(left, left + crop)) for row, (top, left) in enumerate(corners)]
+        image, target = (pictures[windows[0]] if len(windows) == 1 else torch.cat([pictures[window] for window in windows])
+                         for pictures in (image, target))
+        return self.lpips(image, target).mean()
 
 
 def _offsets_for(checkpoint: Checkpoint, capture: HeadCapture) -> Float[Tensor, "F 6"] | None:

@@ -104,7 +104,7 @@ class MeshHeadStage(AbstractStage):
 
     def step(self, batch: HeadBatch, step: int) -> StepReport:
         """One Adam step."""
-        return self.descend((vars(self._losses(part)) for part in batch.parts(self.config.trainer.accumulate)), dict(self.weights))
+        return self.descend((vars(self._losses(part)) for part in self.passes(batch, self.config.trainer.accumulate)), dict(self.weights))
 
     def compare(self, batch: HeadBatch) -> Comparison:
         """Rendered colour and masked targets, on black."""
