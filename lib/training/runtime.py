@@ -39,15 +39,16 @@ def run(main: Callable[[], None], together: bool = False) -> None:
 
 def _run(main: Callable[[], None]) -> int:
     """The exit code, after the message."""
+    new_line = "" if count() == 1 else "\n"  # another process may show its progress
     try:
         main()
     except (InputError, NumericalError) as error:
         if is_first_to_fail(error.exit_code):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"{new_line}error: {error}", file=sys.stderr, flush=True)
         return leave(error.exit_code)
     except OtherFailed as failed:
         if str(failed) and is_first_to_fail(failed.exit_code):
-            print(f"error: {failed}", file=sys.stderr, flush=True)
+            print(f"{new_line}error: {failed}", file=sys.stderr, flush=True)
         return leave(failed.exit_code, heard=True)
     except Stopped as stopped:
         if is_first():
