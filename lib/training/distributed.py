@@ -7,6 +7,7 @@ process waits for one that will not come: a process that fails says so where the
 import contextlib
 import datetime
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -114,7 +115,15 @@ def leave(exit_code: int, *, heard: bool = False) -> int:
             exit_code = failed.exit_code
     with contextlib.suppress(OtherFailed):
         _agree(wait=LAST_WAIT)
+    # torchrun ends the others as soon as one has ended: all keep the exit code they have in common.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return exit_code
+
+
+def wait_for_all() -> None:
+    """Waits until every process is here. Raises OtherFailed where one fails instead."""
+    if _store is not None:
+        _agree()
 
 
 def agree_on(state: str, what: str) -> None:
@@ -182,7 +191,7 @@ class Exchange:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         if self.processes > 1:
-            self._agreed = _agree(signal=self._received() or 0)  # after the last allocation: from here on all get through, or none
+            self._agreed = _agree(told=self._received() or 0)  # after the last allocation: from here on all get through, or none
             with _lost_processes_are_noticed():
                 if gathered:
                     dist.all_gather(gathered, flat)
@@ -204,9 +213,9 @@ def pairwise_sum(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0]
 
 
-def _agree(failure: int = 0, signal: int = 0, wait: datetime.timedelta = WAIT) -> int:
+def _agree(failure: int = 0, told: int = 0, wait: datetime.timedelta = WAIT) -> int:
     """Waits until every process is here; returns the largest signal. Raises OtherFailed where another one brings a failure."""
-    ballot = torch.tensor([failure, signal])
+    ballot = torch.tensor([failure, told])
     with _lost_processes_are_noticed():
         work = dist.all_reduce(ballot, dist.ReduceOp.MAX, async_op=True)
         assert work is not None
@@ -222,6 +231,8 @@ def _lost_processes_are_noticed() -> Iterator[None]:
     """A connection that breaks becomes OtherFailed: with the exit code that was left behind, or a message where nobody left one."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         assert _store is not None
         try:

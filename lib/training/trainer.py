@@ -98,6 +98,7 @@ class _Loop:
         try:
             with contextlib.closing(self._loaded(start.step)) as batches:  # ends the loading processes at once
                 self._run(start, batches, signals)
+            distributed.wait_for_all()  # what the first one saves is there for whatever follows
         except (InputError, distributed.OtherFailed):  # of a picture that cannot be used, perhaps after hours: nothing is lost
             if self.first and self.progress.step > start.step:
                 self._save(self.progress, [])
