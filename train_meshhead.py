@@ -20,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, together=True)

@@ -23,6 +23,14 @@ class TensorBundle:
             if isinstance(value := getattr(self, field.name), (Tensor, TensorBundle))
         })
 
+    def rows(self: BundleType, rows: slice) -> BundleType:
+        """The same bundle with copies of these entries of the leading dimension of every tensor and tuple, also in nested bundles."""
+        return dataclasses.replace(self, **{
+            field.name: value.rows(rows) if isinstance(value, TensorBundle) else value[rows].clone() if isinstance(value, Tensor) else value[rows]
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), (Tensor, TensorBundle, tuple))
+        })
+
     @classmethod
     def stack(cls: type[BundleType], bundles: Sequence[BundleType]) -> BundleType:
         """One bundle whose tensors have a new leading batch dimension; strings become tuples, other values must agree."""

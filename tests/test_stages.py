@@ -559,8 +559,8 @@ def test_an_output_folder_that_is_a_file(made, runs, tmp_path, key):
 def test_a_loss_that_is_not_finite_stops_with_a_numerical_error(made, runs, monkeypatch):
     losses = GaussianHeadStage._losses
 
-    def exploded(self, batch, number):
-        found = losses(self, batch, number)
+    def exploded(self, batch):
+        found = losses(self, batch)
         return dataclasses.replace(found, coarse=found.coarse * float("nan"))
 
     monkeypatch.setattr(GaussianHeadStage, "_losses", exploded)
@@ -574,9 +574,9 @@ def test_a_loss_that_is_not_finite_stops_with_a_numerical_error(made, runs, monk
 def test_a_gradient_that_is_not_finite_is_named_before_any_weight_changes(made, runs, monkeypatch):
     losses = GaussianHeadStage._losses
 
-    def exploded(self, batch, number):
+    def exploded(self, batch):
         self.avatar.head.opacity.register_hook(lambda gradient: gradient / 0.0)
-        return losses(self, batch, number)
+        return losses(self, batch)
 
     monkeypatch.setattr(GaussianHeadStage, "_losses", exploded)
     before = snapshot(runs / "checkpoints")

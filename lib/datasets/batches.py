@@ -1,5 +1,6 @@
 """What a capture hands to training and evaluation."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,10 @@ from lib.tensors import TensorBundle
 @dataclass(frozen=True)
 class HeadBatch(TensorBundle):
     """B frames of one subject, V views each. `pixels` are RGB, matte and visible (0 = padding) as captured, 8 bit; the pictures in [0,1]
-    are made of them where they are asked for, on the device of the batch."""
+    are made of them where they are asked for, on the device of the batch.
+
+    `samples` are the numbers of the items in the endless order of training, to which randomness is keyed; none elsewhere.
+    """
 
     frame: str | tuple[str, ...]
     view: str | tuple[str, ...]
@@ -24,6 +28,12 @@ class HeadBatch(TensorBundle):
     expression: Float[Tensor, "*B E"]
     head: HeadPose
     control_points: Float[Tensor, "*B L 3"]
+    samples: tuple[int, ...] = ()
+
+    def parts(self, count: int) -> Iterator["HeadBatch"]:
+        """The batch in `count` equal parts; its size must be a multiple of that."""
+        size = len(self.frame) // count
+        return (self.rows(slice(part * size, (part + 1) * size)) if count > 1 else self for part in range(count))
 
     @property
     def images(self) -> Float[Tensor, "*B V 3 H W"]:

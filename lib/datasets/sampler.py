@@ -1,5 +1,7 @@
-"""Which pictures a training step sees: a pure function of (seed, step), so that a resumed run sees the same."""
+"""Which pictures a training step sees: a pure function of (seed, step), so that a resumed run sees the same, by any number of processes."""
 
+import copy
+import dataclasses
 from typing import TypeVar
 
 import torch
@@ -7,22 +9,47 @@ from torch.utils.data import Dataset
 
 from lib.datasets.batches import HeadBatch
 from lib.datasets.head_capture import HeadCapture, Picture
+from lib.errors import InputError
 from lib.tensors import keyed_generator
 
 T = TypeVar("T")
 
 
 class TrainingBatches(Dataset[HeadBatch]):
-    """Item `step` is the batch of that step: every epoch visits all training frames in a new order, with random views."""
+    """Item `step` is the batch of that step: every epoch visits all training frames in a new order, with random views.
+
+    `rows` are those of the batch that items hold: all, or the share of one process.
+    """
 
     def __init__(self, capture: HeadCapture, batch_size: int, views: int, seed: int) -> None:
         self.capture, self.batch_size, self.seed = capture, batch_size, seed
         self.views = min(views, len(capture.train_cameras))
+        self.rows = range(batch_size)
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps in which every training frame is seen once."""
         return -(-len(self.capture.train_frames) // self.batch_size)
+
+    def share(self, process: int, processes: int, passes: int) -> "TrainingBatches":
+        """The same batches, of which items hold the part of one process, in a size that can be split into `passes`.
+
+        Raises InputError when the batch cannot be divided into equal parts.
+        """
+        parts = processes * passes
+        if self.batch_size % parts:
+            larger = -(-self.batch_size // parts) * parts
+            fitting = f"batch_size={larger}" if larger == parts else f"batch_size={larger - parts} or {larger}"
+            raise InputError(f"batch_size is {self.batch_size}, the frames of a step of all processes together; {processes} processes with "
+                             f"trainer.accumulate={passes} need a multiple of {parts}: write {fitting}")
+        own, size = copy.copy(self), self.batch_size // processes
+        own.rows = range(process * size, (process + 1) * size)
+        return own
+
+    def shown(self, step: int) -> tuple[list[str], list[str]]:
+        """Frames and cameras of the whole batch of a step, for messages."""
+        chosen = [self._choice(step * self.batch_size + row) for row in range(self.batch_size)]
+        return [frame for frame, _ in chosen], [" ".join(cameras) for _, cameras in chosen]
 
     def held_out(self, count: int) -> list[Picture]:
         """Up to `count` held-out pictures, half of each split where both exist."""
@@ -36,14 +63,16 @@ class TrainingBatches(Dataset[HeadBatch]):
         return [Picture(frame, cameras[k % len(cameras)]) for k, frame in enumerate(spread(self.capture.train_frames, count))]
 
     def __getitem__(self, step: int) -> HeadBatch:
-        return HeadBatch.stack([self._item(step * self.batch_size + row) for row in range(self.batch_size)])
+        samples = tuple(step * self.batch_size + row for row in self.rows)
+        return dataclasses.replace(HeadBatch.stack([self.capture.item(*self._choice(sample)) for sample in samples]), samples=samples)
 
-    def _item(self, sample: int) -> HeadBatch:
+    def _choice(self, sample: int) -> tuple[str, list[str]]:
+        """Frame and cameras of one item."""
         frames, cameras = self.capture.train_frames, self.capture.train_cameras
         epoch, position = divmod(sample, len(frames))
         order = torch.randperm(len(frames), generator=keyed_generator(self.seed, 0, epoch))
         views = torch.randperm(len(cameras), generator=keyed_generator(self.seed, 1, sample))[:self.views]
-        return self.capture.item(frames[int(order[position])], [cameras[int(view)] for view in views])
+        return frames[int(order[position])], [cameras[int(view)] for view in views]
 
 
 def spread(items: list[T], count: int) -> list[T]:

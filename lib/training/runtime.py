@@ -13,6 +13,7 @@ import torch
 
 from lib.errors import InputError, NumericalError, Stopped
 from lib.files import make_folder
+from lib.training.distributed import OtherFailed, count, is_first, is_first_to_fail, joined, leave, local_rank
 
 try:
     import fcntl
@@ -20,28 +21,58 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a script; turns the errors meant for users into one message and an exit code (2 input, 3 numerical, 130/143 stopped)."""
+def run(main: Callable[[], None], together: bool = False) -> None:
+    """Runs a script; turns the errors meant for users into one message and an exit code (2 input, 3 numerical, 130/143 stopped).
+
+    `together`: the processes of torchrun are one run. An error of any ends all, with the exit code of that one.
+    """
+    code = 0
+    try:
+        with joined(together):
+            code = _run(main)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    if code:
+        sys.exit(code)
+
+
+def _run(main: Callable[[], None]) -> int:
+    """The exit code, after the message."""
+    new_line = "" if count() == 1 else "\n"  # another process may show its progress
     try:
         main()
     except (InputError, NumericalError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        if is_first_to_fail(error.exit_code):
+            print(f"{new_line}error: {error}", file=sys.stderr, flush=True)
+        return leave(error.exit_code)
+    except OtherFailed as failed:
+        if str(failed) and is_first_to_fail(failed.exit_code):
+            print(f"{new_line}error: {failed}", file=sys.stderr, flush=True)
+        return leave(failed.exit_code, heard=True)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(stopped.exit_code)
+        if is_first():
+            print(stopped, file=sys.stderr, flush=True)
+        return leave(0) or stopped.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        if is_first():
+            print("interrupted", file=sys.stderr)
+        return 130
+    return leave(0)
 
 
 def choose_device(name: str, gpu_id: int = 0, option: str = "trainer.device") -> torch.device:
-    """`auto` is CUDA device `gpu_id` where there is one, else the CPU. Raises InputError, naming `option`, for a device that is not here."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    """`auto` is CUDA device `gpu_id` where there is one, else the CPU. Raises InputError, naming `option`, for a device that is not here.
+
+    Each of several processes has the CUDA device of its number on this machine.
+    """
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto" and devices == 0:
+        print("no CUDA device here: running on the CPU (gpu_id is ignored)")
+        return torch.device("cpu")
+    if count() > 1 and name != "cpu":
+        return _own_device(name, devices, option)
     if name == "auto":
-        if count == 0:
-            print("no CUDA device here: running on the CPU (gpu_id is ignored)")
-            return torch.device("cpu")
         name = f"cuda:{gpu_id}"
     try:
         device = torch.device(name)
@@ -49,8 +80,20 @@ def choose_device(name: str, gpu_id: int = 0, option: str = "trainer.device") ->
         raise InputError(f"{option}: expected auto, cpu, cuda or cuda:<n>, found '{name}'") from error
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"{option}: expected auto, cpu, cuda or cuda:<n>, found '{name}'")
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise InputError(f"{option}: '{name}' is not available here ({count} CUDA devices); use auto, cpu or another gpu_id")
+    if device.type == "cuda" and (device.index or 0) >= devices:
+        raise InputError(f"{option}: '{name}' is not available here ({devices} CUDA devices); use auto, cpu or another gpu_id")
+    return device
+
+
+def _own_device(name: str, devices: int, option: str) -> torch.device:
+    if name not in ("auto", "cuda"):
+        raise InputError(f"{option} is '{name}', but each of the {count()} processes takes a CUDA device of its own; write auto, cuda or cpu")
+    if local_rank() >= devices:
+        raise InputError(f"torchrun started process {local_rank() + 1} of a machine with {devices} CUDA devices; a process needs one of its own: "
+                         f"write --nproc_per_node={devices} at most, or {option}=cpu")
+    print(f"{count()} processes: each takes the CUDA device of its number on its machine (gpu_id is ignored)")
+    device = torch.device("cuda", local_rank())
+    torch.cuda.set_device(device)
     return device
 
 
@@ -65,7 +108,10 @@ def seed_everything(seed: int, device: torch.device) -> None:
 
 
 class StopSignals:
-    """Context in which SIGTERM and Ctrl-C are noted instead of ending the process; a further Ctrl-C ends it at once."""
+    """Context in which SIGTERM and Ctrl-C are noted instead of ending the process; a further Ctrl-C ends it at once.
+
+    With several processes it does not: torchrun passes on what the terminal has already sent, and kills after 30 s what has not ended.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -81,8 +127,10 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received = number
-            print("\nstopping after this step; everything will be saved (Ctrl-C from now on stops at once)", file=sys.stderr)
-        elif number == signal.SIGINT:  # schedulers may repeat SIGTERM; a person means it
+            if is_first():
+                at_once = " (Ctrl-C from now on stops at once)" if count() == 1 else ""
+                print(f"\nstopping after this step; everything will be saved{at_once}", file=sys.stderr)
+        elif number == signal.SIGINT and count() == 1:  # schedulers may repeat SIGTERM; a person means it
             raise KeyboardInterrupt
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -1,6 +1,7 @@
 """What the training loop asks of a stage. Stages call `backward` in `step`; the loop knows no loss."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 from lib.config import Config
 from lib.datasets.batches import HeadBatch
 from lib.errors import NumericalError
+from lib.training.distributed import Exchange, Pass
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """Losses of one step: their weighted total and the named, unweighted terms (scalars, detached)."""
+    """Losses of one step: their weighted total and the named, unweighted terms (scalars, detached; of all processes together)."""
 
     total: Tensor
     terms: dict[str, Tensor]
@@ -33,7 +35,7 @@ class AbstractStage(ABC):
 
     `modules` holds everything learned, `optimizers` everything that updates it; both go into the checkpoint. `name` is
     the prefix of its files; `config` the resolved configuration that the checkpoint keeps; `remarks` are lines about the
-    data, printed before the first step.
+    data, printed before the first step; `exchange` is with the other processes of a run, if the trainer gave one.
     """
 
     name: str
@@ -41,33 +43,50 @@ class AbstractStage(ABC):
     modules: nn.ModuleDict
     optimizers: dict[str, torch.optim.Optimizer]
     remarks: tuple[str, ...] = ()
+    exchange: Exchange = Exchange()
 
     @abstractmethod
     def step(self, batch: HeadBatch, step: int) -> StepReport:
-        """One optimization step on a batch that is on the device; randomness depends on `step` alone."""
+        """One optimization step on a batch that is on the device; randomness depends on the seed and `batch.samples` alone.
 
-    def descend(self, terms: dict[str, Tensor], weights: dict[str, float]) -> StepReport:
-        """One step of every optimizer down the weighted sum of the terms.
-
-        Raises NumericalError naming the term or the gradient that is not finite, before any weight changes.
+        A batch is the share of one process: every term must be a mean over items, so that the mean over shares is the term of the whole batch.
         """
-        counted = {name: term for name, term in terms.items() if weights[name] > 0}
-        total = torch.stack([weights[name] * term for name, term in counted.items()]).sum()
-        if not bool(torch.isfinite(total)):
-            values = ", ".join(f"{name} = {float(term.detach()):.4g}" for name, term in counted.items())
-            raise NumericalError(f"the loss is not finite ({values})")
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        # In this thread: the kernels of the rasterizer are started from Python, which is slower from autograd's own.
-        with torch.autograd.set_multithreading_enabled(False):
-            total.backward()
+
+    @staticmethod
+    def passes(batch: HeadBatch, accumulate: int) -> Iterator[HeadBatch]:
+        """The parts in which a batch is made, one after the other: `accumulate` of them.
+
+        On a CPU, which gains nothing from larger ones, single items: then no number depends on how many processes share a batch.
+        """
+        return batch.parts(len(batch.frame) if batch.expression.device.type == "cpu" else accumulate)
+
+    def descend(self, passes: Iterable[dict[str, Tensor]], weights: dict[str, float]) -> StepReport:
+        """One step of every optimizer down the weighted sum of the terms, averaged over passes (made one after the other) and processes.
+
+        Raises NumericalError naming the terms or the gradient that are not finite, before any weight changes.
+        """
+        parameters = [parameter for parameter in self.modules.parameters() if parameter.requires_grad]
+        made: list[Pass] = []
+        for terms in passes:
+            self.modules.zero_grad(set_to_none=True)
+            total = torch.stack([weights[name] * term for name, term in terms.items() if weights[name] > 0]).sum()
+            # In this thread: the kernels of the rasterizer are started from Python, which is slower from autograd's own.
+            with torch.autograd.set_multithreading_enabled(False):
+                total.backward()
+            made.append(Pass([parameter.grad for parameter in parameters], torch.stack([total, *terms.values()]).detach()))
+        mean = self.exchange.mean(parameters, made)
+        report = StepReport(mean[0], dict(zip(terms, mean[1:], strict=True)))
+        # The same numbers in every process: all go on, or none.
         gradients = {name: parameter.grad for name, parameter in self.modules.named_parameters() if parameter.grad is not None}
         largest = torch.nn.utils.get_total_norm(list(gradients.values()), norm_type=torch.inf)
-        if not bool(torch.isfinite(largest)):
-            raise NumericalError(f"the gradient of {_not_finite(gradients)} is not finite")
+        if not bool(torch.isfinite(report.total + largest)):
+            if bool(torch.isfinite(report.total)):
+                raise NumericalError(f"the gradient of {_not_finite(gradients)} is not finite")
+            counted = ", ".join(f"{name} = {float(term):.4g}" for name, term in report.terms.items() if weights[name] > 0)
+            raise NumericalError(f"the loss is not finite ({counted})")
         for optimizer in self.optimizers.values():
             optimizer.step()
-        return StepReport(total.detach(), {name: term.detach() for name, term in terms.items()})
+        return report
 
     def broken_weights(self) -> str:
         """Names of the first weights that are not finite, or an empty string."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from lib.datasets.batches import HeadBatch
 from lib.datasets.sampler import TrainingBatches
 from lib.errors import InputError, NumericalError, Stopped
 from lib.metrics.psnr import psnr
+from lib.training import distributed
 from lib.training.checkpoint import remove_leftovers, save_checkpoint
 from lib.training.loading import load
 from lib.training.recorder import Recorder, image_rows, shrink, write_seconds
@@ -35,7 +37,8 @@ class TrainerConfig(Config):
     epochs: int = Field(1, gt=0, description="passes over the training frames when steps is not given")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>")
     seed: int = Field(0, ge=0, description="of initial weights, sample order, views and augmentation")
-    workers: int = Field(0, ge=0, description="threads that load images ahead of their step; 0 loads each at its step")
+    accumulate: int = Field(1, gt=0, description="passes in which a process makes its share of a batch: less memory, the same step")
+    workers: int = Field(0, ge=0, description="threads of each process that load images ahead of their step; 0 loads each at its step")
     final_lr_factor: float = Field(1.0, gt=0, le=1, description="learning rates fall exponentially to this fraction of their start")
     validate_every: int = Field(1000, gt=0, description="steps between held-out psnr and preview pictures")
     validate_count: int = Field(4, gt=0, description="held-out pictures per validation, spread over the frames")
@@ -44,22 +47,27 @@ class TrainerConfig(Config):
 def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig, recorder: Recorder, device: torch.device) -> None:
     """Trains `stage` up to the configured step, from its latest checkpoint if the run has one.
 
-    Raises InputError for a checkpoint that does not belong to this run or a folder that another process writes,
-    NumericalError when a loss, gradient or weight is not finite, Stopped after a signal, with everything saved.
+    Processes of one run share every batch; the first one alone writes, shows and validates.
+    Raises InputError for a checkpoint that does not belong to this run, a folder that another run writes or a batch that cannot be shared,
+    NumericalError when a loss, gradient or weight is not finite, Stopped after a signal, with everything saved, OtherFailed for the first
+    process where another one ends.
     """
+    first = distributed.is_first()
+    share = batches.share(distributed.rank(), distributed.count(), config.accumulate)
     steps = config.steps or config.epochs * batches.steps_per_epoch
     stage.modules.to(device)
-    with RunLock(recorder.config.run_folder / f"{stage.name}.lock"), StopSignals() as signals:
+    with RunLock(recorder.config.run_folder / f"{stage.name}.lock") if first else contextlib.nullcontext(), StopSignals() as signals:
         latest = recorder.config.run_folder / f"{stage.name}_latest"
         progress = resume(stage, batches.capture.record(), latest)
         if progress.step >= steps:
             print(f"{stage.name} '{recorder.config.name}' is finished: {latest} has {progress.step} of {steps} steps. "
                   "Raise trainer.steps to go on, or choose another recorder.name")
             return
-        remove_leftovers(recorder.config.run_folder, stage.name)
-        recorder.open(stage.config)
+        if first:
+            remove_leftovers(recorder.config.run_folder, stage.name)
+            recorder.open(stage.config)
         try:
-            _Loop(stage, batches, config, recorder, device, steps).run(progress, signals)
+            _Loop(stage, share, config, recorder, device, steps).run(progress, signals)
         finally:
             recorder.close()
 
@@ -71,6 +79,7 @@ class _Loop:
         self, stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig, recorder: Recorder, device: torch.device, steps: int
     ) -> None:
         self.stage, self.batches, self.config, self.recorder, self.device, self.steps = stage, batches, config, recorder, device, steps
+        self.first = distributed.is_first()
         self.folder = recorder.config.run_folder
         self.data = batches.capture.record()
         self.held_out = batches.held_out(config.validate_count)
@@ -82,21 +91,26 @@ class _Loop:
 
     def run(self, start: Progress, signals: StopSignals) -> None:
         """Steps, in order, until the last or a signal."""
-        self._announce(start)
+        if self.first:
+            self._announce(start)
+        self._begin_alike(start)
+        self.stage.exchange = distributed.Exchange(distributed.count(), lambda: signals.received)
         self.progress = start
         try:
             pinned = self.device.type == "cuda"
             with contextlib.closing(load(self.batches, range(start.step, self.steps), self.config.workers, pinned)) as batches:
                 self._run(start, batches, signals)
-        except InputError:  # of a picture that cannot be used, perhaps after hours: nothing is lost
-            if self.progress.step > start.step:
+            distributed.wait_for_all()  # what the first one saves is there for whatever follows
+        except (InputError, distributed.OtherFailed):  # of a picture that cannot be used, perhaps after hours: nothing is lost
+            if self.first and self.progress.step > start.step:
                 self._save(self.progress, [])
-                self.recorder.line(f"{self.stage.name}: step {self.progress.step} of {self.steps} is saved; mend what is said below and go on")
+                self.recorder.line(f"{self.stage.name}: step {self.progress.step} of {self.steps} is saved; mend what the error says and go on")
             raise
 
     def _run(self, start: Progress, batches: Iterator[HeadBatch], signals: StopSignals) -> None:
         frequency, name = self.recorder.config, self.stage.name
-        bar = tqdm(batches, total=self.steps, initial=start.step, desc=name, unit="step", mininterval=0.5 if is_terminal() else 15.0)
+        bar = tqdm(batches, total=self.steps, initial=start.step, desc=name, unit="step", mininterval=0.5 if is_terminal() else 15.0,
+                   disable=not self.first)
         began, waited, ready = time.perf_counter(), 0.0, time.perf_counter()
         for step, batch in enumerate(bar, start=start.step):
             waited += time.perf_counter() - ready
@@ -105,30 +119,32 @@ class _Loop:
                 report = self.stage.step(batch.to(self.device), step)
             done = step + 1
             self.progress = dataclasses.replace(self.progress, step=done, seconds=start.seconds + time.perf_counter() - began)
-            if done % frequency.show_freq == 0 or done == self.steps:
+            if self.first and (done % frequency.show_freq == 0 or done == self.steps):
                 values = {"total": float(report.total)} | {key: float(value) for key, value in report.terms.items()}
                 self.recorder.scalars(values | {"lr_factor": factor}, done)
                 bar.set_postfix({"total": f"{values['total']:.4f}"}, refresh=False)
             copies: list[Path] = []
-            if done % self.config.validate_every == 0 or done == self.steps:
+            if self.first and (done % self.config.validate_every == 0 or done == self.steps):
                 score = self._validate(done)
-                share = waited / max(1e-9, bar.format_dict["elapsed"])
+                share = waited / max(1e-9, time.perf_counter() - began)
                 self.recorder.scalars({"psnr": score, "data_wait_share": share}, done)
                 self.recorder.line(f"step {done}/{self.steps}  loss {float(report.total):.5f}  psnr {score:.2f} dB "
                                    f"({'held out' if self.held_out else 'training'}){self._advice(share)}")
                 if score > self.progress.best_psnr:
                     self.progress = dataclasses.replace(self.progress, best_psnr=score)
                     copies.append(self.folder / f"{name}_best")
-            if done % frequency.save_freq == 0 or done == self.steps or copies:
+            if self.first and (done % frequency.save_freq == 0 or done == self.steps or copies):
                 if frequency.keep_last:
                     copies.append(self.folder / f"{name}_step_{done:07d}")
                 self._save(self.progress, copies)
-            if signals.received is not None and done < self.steps:
-                if done % frequency.save_freq:
+            stop = self.stage.exchange.stop
+            if stop is not None and done < self.steps:
+                if self.first and done % frequency.save_freq:
                     self._save(self.progress, [])
                 self.recorder.line(f"{name}: stopped by a signal, step {done} of {self.steps} is saved")
-                raise Stopped(f"stopped at step {done} of {self.steps}, which is saved; the same command again goes on", signals.received)
+                raise Stopped(f"stopped at step {done} of {self.steps}, which is saved; the same command again goes on", stop)
             ready = time.perf_counter()
+        share = waited / max(1e-9, time.perf_counter() - began)
         self.recorder.line(f"{name}: finished {self.steps} steps, {share:.0%} of the time waiting for data; {self.folder / f'{name}_latest'}")
 
     def _advice(self, share: float) -> str:
@@ -142,8 +158,9 @@ class _Loop:
         name, remaining = self.stage.name, self.steps - start.step
         parameters = sum(p.numel() for p in self.stage.modules.parameters())
         resumed = f", resumed from {self.folder / f'{name}_latest'}" if start.step else ""
+        processes = f", shared by {distributed.count()} processes" if distributed.count() > 1 else ""
         self.recorder.line(f"{name}: {parameters:,} parameters, {len(self.batches.capture.frames)} frames, "
-                           f"steps {start.step} to {self.steps} on {self.device}{resumed}")
+                           f"steps {start.step} to {self.steps} on {self.device}{processes}{resumed}")
         for remark in self.stage.remarks:
             self.recorder.line(remark)
         if not self.held_out:
@@ -155,6 +172,17 @@ class _Loop:
             memory = "" if cost.memory is None else f" and {cost.memory / 1e9:.1f} GB"
             self.recorder.line(f"{name}: a step takes {cost.seconds:.3g} s{memory}; {remaining} steps about "
                                f"{_duration(remaining * cost.seconds)}, without loading, validation and saving")
+
+    def _begin_alike(self, start: Progress) -> None:
+        """Every process starts with the weights of the first one, which on GPUs differ in the last digits. Raises InputError where more differs."""
+        tensors = dict(self.stage.modules.state_dict())
+        for key, optimizer in self.stage.optimizers.items():
+            for row, moments in optimizer.state_dict()["state"].items():
+                tensors |= {f"{key}.{row}.{name}": value for name, value in moments.items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        state = repr((start.step, self.stage.config.model_dump(mode="json"), self.data, shapes))
+        distributed.agree_on(hashlib.sha256(state.encode()).hexdigest(), "the configuration, data and checkpoint")
+        distributed.copy_from_first(tensors.values())
 
     def _set_rates(self, step: int) -> float:
         factor = self.config.final_lr_factor ** (step / self.steps)
@@ -172,15 +200,15 @@ class _Loop:
             broken = self.stage.broken_weights()
             if isinstance(error, InputError) and not broken:
                 raise
-            batch = self.batches[step]
+            frames, cameras = self.batches.shown(step)
             cause = f"the weights {broken} are not finite" if broken else str(error)
             raise NumericalError(
-                f"{self.stage.name}: step {step + 1}, frames {' '.join(batch.frame)}, cameras {' '.join(batch.view)}: {cause}. {self._kept()} "
+                f"{self.stage.name}: step {step + 1}, frames {' '.join(frames)}, cameras {' '.join(cameras)}: {cause}. {self._kept()} "
                 "Inspect these frames and the checkpoint it started from, or start again with lower learning rates under another recorder.name"
             ) from error
         except torch.OutOfMemoryError as error:
             raise InputError(f"{self.stage.name}: step {step + 1} does not fit into the memory of {self.device} ({str(error).splitlines()[0]}); "
-                             "lower dataset.resolution or batch_size, or make the networks smaller") from error
+                             "raise trainer.accumulate, lower dataset.resolution or batch_size, or make the networks smaller") from error
 
     def _validate(self, done: int) -> float:
         """Mean psnr of held-out pictures (of training pictures where nothing is held out); also shows them, target above output."""

@@ -6,6 +6,10 @@ import torch
 from lib.avatars.gaussian_head_avatar.augmentation import Zoom, random_zoom
 
 
+def seeded(count):
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+
 def slow_zoom(image, size, left, top, window):
     """Nearest resampling by torch, then a loop that crops or pads with 1."""
     resized = torch.nn.functional.interpolate(image[None], size=(size, size), mode="nearest")[0]
@@ -29,7 +33,7 @@ def test_zoom_is_nearest_resampling_then_crop_or_pad(scale):
 
 def test_fine_and_coarse_stay_aligned():
     """A picture made of 4x4 blocks zooms to the zoomed blocks, within a block at the borders of resampling."""
-    zoom = random_zoom(4, 32, torch.Generator().manual_seed(3))
+    zoom = random_zoom(32, seeded(4))
     coarse = torch.rand(4, 1, 32, 32)
     fine = coarse.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
     centre = zoom.apply(fine, 4)[:, :, ::4, ::4]
@@ -37,7 +41,7 @@ def test_fine_and_coarse_stay_aligned():
 
 
 def test_sizes_stay_in_the_published_range():
-    zoom = random_zoom(2000, 64, torch.Generator().manual_seed(0))
+    zoom = random_zoom(64, seeded(2000))
     assert int(zoom.size.min()) >= int(64 * 0.8) and int(zoom.size.max()) <= int(64 * 1.25)
     inside = (zoom.size >= 64)
     assert (zoom.left[inside] >= 0).all() and (zoom.left[inside] + 64 <= zoom.size[inside]).all()
@@ -46,5 +50,5 @@ def test_sizes_stay_in_the_published_range():
 
 def test_gradient_flows_through_the_zoom():
     image = torch.rand(1, 1, 8, 8, requires_grad=True)
-    random_zoom(1, 8, torch.Generator().manual_seed(1)).apply(image, 1).sum().backward()
+    random_zoom(8, seeded(1)).apply(image, 1).sum().backward()
     assert image.grad is not None and image.grad.sum() > 0

@@ -1,5 +1,6 @@
 """Random zoom between rasterization and super-resolution, so that the network does not learn one scale."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +35,9 @@ class Zoom:
         return (position * count // size).clamp(0, count - 1), (position >= 0) & (position < size)
 
 
-def random_zoom(count: int, size: int, generator: torch.Generator) -> Zoom:
-    """Factors int(size·(0.8 + 0.45 u))/size with u uniform in [0,1); windows placed uniformly."""
-    u, across, down = torch.rand(3, count, generator=generator)
+def random_zoom(size: int, generators: Sequence[torch.Generator]) -> Zoom:
+    """For each generator a picture's factor int(size·(0.8 + 0.45 u))/size, u uniform in [0,1), and its window, placed uniformly."""
+    u, across, down = torch.stack([torch.rand(3, generator=generator) for generator in generators], dim=1)
     new = (size * (SMALLEST + SPREAD * u)).long()
     slack = new - size
     return Zoom(new, (slack * across).round().long(), (slack * down).round().long(), size)

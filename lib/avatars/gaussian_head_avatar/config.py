@@ -20,7 +20,7 @@ class DatasetConfig(HeadCaptureConfig, DrivingConfig):
 class AvatarConfig(Config):
     """The published top-level keys, accepted in every stage's file."""
 
-    gpu_id: int = Field(0, ge=0, description="CUDA device used by trainer.device auto; ignored without CUDA")
+    gpu_id: int = Field(0, ge=0, description="CUDA device used by trainer.device auto; ignored without CUDA and with several processes")
     load_meshhead_checkpoint: Path | None = Field(None, description="stage 2: the stage-1 checkpoint to start from (stage 1: its own, to resume)")
     load_gaussianhead_checkpoint: Path | None = Field(None, description="reenactment: the avatar (stage 2: its own, to resume)")
     load_supres_checkpoint: Path | None = Field(None, description="published file of its own; our gaussianhead checkpoint contains it")
@@ -28,7 +28,7 @@ class AvatarConfig(Config):
     lr_net: float | None = Field(None, gt=0, description="Adam learning rate of networks (stage 2: also of opacity)")
     lr_lmk: float = Field(1e-4, gt=0, description="stage 1: learning rate of the neutral landmarks")
     lr_pose: float = Field(1e-5, gt=0, description="stage 2: learning rate of the per-frame pose offsets")
-    batch_size: int = Field(1, gt=0, description="frames per step")
+    batch_size: int = Field(1, gt=0, description="frames per step, of all processes together")
     optimize_pose: bool = Field(False, description="stage 2: learn a pose offset per frame")
     dataset: DatasetConfig
     recorder: RecorderConfig

@@ -179,25 +179,25 @@ class GaussianHeadStage(AbstractStage):
 
     def step(self, batch: HeadBatch, step: int) -> StepReport:
         """One Adam step."""
-        losses = self._losses(batch, step)
-        names = [field.name for field in dataclasses.fields(losses)]
-        return self.descend({name: getattr(losses, name) for name in names}, {name: getattr(self.config.loss, name) for name in names})
+        weights = {field.name: getattr(self.config.loss, field.name) for field in dataclasses.fields(GaussianLosses)}
+        return self.descend((vars(self._losses(part)) for part in self.passes(batch, self.config.trainer.accumulate)), weights)
 
     def compare(self, batch: HeadBatch) -> Comparison:
         """Super-resolved pictures and targets, on white; poses as tracked."""
         image = self.avatar(batch.expression, batch.head.pose, batch.head, batch.flat_camera()).image
         return Comparison(image, batch.on_white().flatten(0, 1))
 
-    def _losses(self, batch: HeadBatch, step: int) -> GaussianLosses:
+    def _losses(self, batch: HeadBatch) -> GaussianLosses:
         head = self.pose_offsets.correct(batch)
         cloud = self.avatar.head(batch.expression, head.pose, head)
         coarse = self.avatar.features(cloud, batch.flat_camera())
         target, visible = batch.on_white().flatten(0, 1), batch.visible.flatten(0, 1)
         reduce = _every_fourth if self.config.loss.coarse_target == "nearest" else _mean_of_four
         coarse_loss = visible_l1(coarse.features[:, RGB], reduce(target), reduce(visible))
-        features, random = coarse.features, keyed_generator(self.config.trainer.seed, 3, step)
+        # Of each sample, whatever batch or process it comes to.
+        features, random = coarse.features, [keyed_generator(self.config.trainer.seed, 3, sample) for sample in batch.samples]
         if self.config.loss.augment:
-            zoom = random_zoom(len(target), features.shape[-1], random)
+            zoom = random_zoom(features.shape[-1], random)
             features, target, visible = zoom.apply(features, 1), zoom.apply(target, SCALE), zoom.apply(visible, SCALE)
         fine = self.avatar.upsampler(features)
         return GaussianLosses(
@@ -205,14 +205,16 @@ class GaussianHeadStage(AbstractStage):
             opacity=transparency(cloud), scale=oversize(cloud, head.scale, self.config.loss.scale_limit),
         )
 
-    def _perceptual(self, image: Float[Tensor, "B 3 H W"], target: Float[Tensor, "B 3 H W"], random: torch.Generator) -> Float[Tensor, ""]:
-        """LPIPS of the same random crop of both."""
+    def _perceptual(self, image: Float[Tensor, "B 3 H W"], target: Float[Tensor, "B 3 H W"], random: list[torch.Generator]) -> Float[Tensor, ""]:
+        """Mean LPIPS of a random crop of each picture and of the same of its target."""
         if self.lpips is None:
             return image.new_zeros(())
         crop = min(self.config.loss.lpips_crop, image.shape[-1])
-        top, left = torch.randint(image.shape[-1] - crop + 1, (2,), generator=random).tolist()
-        window = (..., slice(top, top + crop), slice(left, left + crop))
-        return self.lpips(image[window], target[window]).mean()
+        corners = [torch.randint(image.shape[-1] - crop + 1, (2,), generator=generator).tolist() for generator in random]
+        windows = [(slice(row, row + 1), ..., slice(top, top + crop), slice(left, left + crop)) for row, (top, left) in enumerate(corners)]
+        image, target = (pictures[windows[0]] if len(windows) == 1 else torch.cat([pictures[window] for window in windows])
+                         for pictures in (image, target))
+        return self.lpips(image, target).mean()
 
 
 def _offsets_for(checkpoint: Checkpoint, capture: HeadCapture) -> Float[Tensor, "F 6"] | None:

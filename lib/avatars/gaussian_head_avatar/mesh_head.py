@@ -21,6 +21,7 @@ from lib.geometry.tetmesh import BoundingBox, IsoSurface, TetGrid, body_centred_
 from lib.networks.mlp import MLP, mean_squared_norm, resolve_widths
 from lib.networks.positional_encoding import encoded_width, positional_encoding
 from lib.tensors import TensorBundle, keyed_generator
+from lib.training.distributed import is_first
 from lib.training.runtime import is_terminal
 
 # A vertex moves by at most tanh(1)/128 canonical units from its grid position; halved by each subdivision.
@@ -176,7 +177,8 @@ class MeshHead(nn.Module):
     def start_as_sphere(self, seed: int) -> None:
         """Fits the sdf to a unit sphere, so that marching tetrahedra finds a surface from the first step."""
         optimizer = torch.optim.Adam(self.geometry.parameters(), lr=SPHERE_LEARNING_RATE)
-        for step in tqdm(range(SPHERE_STEPS), desc="sphere start", unit="step", mininterval=0.5 if is_terminal() else 15.0):
+        for step in tqdm(range(SPHERE_STEPS), desc="sphere start", unit="step", mininterval=0.5 if is_terminal() else 15.0,
+                         disable=not is_first()):
             points = (torch.rand(SPHERE_POINTS, 3, generator=keyed_generator(seed, step)) * 2.0 - 1.0) * SPHERE_EXTENT
             points = points.to(self.tet_verts.device)
             loss = (self._fields(points)[0] - (points.norm(dim=1) - SPHERE_RADIUS)).square().mean()

@@ -104,9 +104,7 @@ class MeshHeadStage(AbstractStage):
 
     def step(self, batch: HeadBatch, step: int) -> StepReport:
         """One Adam step."""
-        deformed = self.head(batch)
-        losses = self._losses(deformed, self._render(deformed, batch), batch)
-        return self.descend({name: getattr(losses, name) for name, _ in self.weights}, dict(self.weights))
+        return self.descend((vars(self._losses(part)) for part in self.passes(batch, self.config.trainer.accumulate)), dict(self.weights))
 
     def compare(self, batch: HeadBatch) -> Comparison:
         """Rendered colour and masked targets, on black."""
@@ -120,7 +118,9 @@ class MeshHeadStage(AbstractStage):
                             mesh.colors.repeat_interleave(views, dim=0), batch.flat_camera())
         return MeshImage(image.attributes.clamp(0.0, 1.0), image.mask, image.depth, image.normals)
 
-    def _losses(self, deformed: DeformedHead, image: MeshImage, batch: HeadBatch) -> MeshLosses:
+    def _losses(self, batch: HeadBatch) -> MeshLosses:
+        deformed = self.head(batch)
+        image = self._render(deformed, batch)
         visible, mask = batch.visible.flatten(0, 1), batch.masks.flatten(0, 1)
         target = batch.images.flatten(0, 1) * mask
         return MeshLosses(
@@ -129,5 +129,6 @@ class MeshHeadStage(AbstractStage):
             landmarks=(deformed.landmarks_canonical - batch.head.to_canonical(batch.control_points)).square().mean(),
             deformation=deformed.deformation_magnitude,
             landmark_sdf=deformed.landmark_sdf.abs().mean(),
-            laplacian=laplacian_smoothness(deformed.mesh.vertices_world, deformed.mesh.faces),
+            # Summed over the whole batch, as published: what is averaged over its parts is that many times larger.
+            laplacian=laplacian_smoothness(deformed.mesh.vertices_world, deformed.mesh.faces) * (self.config.batch_size / len(batch.frame)),
         )
