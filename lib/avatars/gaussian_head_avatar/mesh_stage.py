@@ -111,20 +111,20 @@ class MeshHeadStage(AbstractStage):
     def compare(self, batch: HeadBatch) -> Comparison:
         """Rendered colour and masked targets, on black."""
         image = self._render(self.head(batch), batch)
-        return Comparison(image.attributes[:, RGB], (batch.images * batch.masks).flatten(0, 1))
+        return Comparison(image.attributes, (batch.images * batch.masks).flatten(0, 1))
 
     def _render(self, deformed: DeformedHead, batch: HeadBatch) -> MeshImage:
         views = batch.images.shape[1]
         mesh = deformed.mesh
         image = render_mesh(mesh.vertices_world.repeat_interleave(views, dim=0), mesh.faces,
-                            mesh.colors.repeat_interleave(views, dim=0), batch.flat_camera())
+                            mesh.colors[..., RGB].repeat_interleave(views, dim=0), batch.flat_camera())
         return MeshImage(image.attributes.clamp(0.0, 1.0), image.mask, image.depth, image.normals)
 
     def _losses(self, deformed: DeformedHead, image: MeshImage, batch: HeadBatch) -> MeshLosses:
         visible, mask = batch.visible.flatten(0, 1), batch.masks.flatten(0, 1)
         target = batch.images.flatten(0, 1) * mask
         return MeshLosses(
-            rgb=visible_l1(image.attributes[:, RGB], target, visible),
+            rgb=visible_l1(image.attributes, target, visible),
             silhouette=one_minus_iou(image.mask * visible, mask * visible),
             landmarks=(deformed.landmarks_canonical - batch.head.to_canonical(batch.control_points)).square().mean(),
             deformation=deformed.deformation_magnitude,
