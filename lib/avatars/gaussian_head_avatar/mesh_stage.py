@@ -1,6 +1,7 @@
 """Training of the mesh head."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,8 +19,8 @@ from lib.datasets.head_capture import HeadCapture
 from lib.losses.mesh import laplacian_smoothness
 from lib.losses.photometric import visible_l1
 from lib.losses.silhouette import one_minus_iou
-from lib.render.mesh.interface import MeshImage
-from lib.render.mesh.reference import render_mesh
+from lib.render.mesh.contract import MeshImage
+from lib.render.mesh.interface import render_mesh
 from lib.tensors import TensorBundle
 from lib.training.stage import AbstractStage, Comparison, StepReport
 from lib.training.trainer import TrainerConfig
@@ -77,9 +78,12 @@ class MeshHeadStage(AbstractStage):
         self.config = config.model_copy(update={"meshheadmodule": self.head.config})
         self.modules = nn.ModuleDict({"meshhead": self.head})
         networks = [parameter for name, parameter in self.head.named_parameters() if name != "landmarks_3d_neutral"]
-        self.optimizers = {"adam": torch.optim.Adam([
+        fused = True if device.type == "cuda" else None  # one kernel for all weights
+        adam = torch.optim.Adam([
             {"params": networks, "lr": config.lr_net}, {"params": [self.head.landmarks_3d_neutral], "lr": config.lr_lmk},
-        ])}
+        ], fused=fused)
+        adam.register_load_state_dict_pre_hook(lambda _, state: _with_fused(state, fused))
+        self.optimizers = {"adam": adam}
 
     @staticmethod
     def _start(config: MeshHeadTrainConfig, capture: HeadCapture, device: torch.device) -> MeshHead:
@@ -131,3 +135,8 @@ class MeshHeadStage(AbstractStage):
             landmark_sdf=deformed.landmark_sdf.abs().mean(),
             laplacian=laplacian_smoothness(deformed.mesh.vertices_world, deformed.mesh.faces),
         )
+
+
+def _with_fused(state: dict[str, Any], fused: bool | None) -> dict[str, Any]:
+    """A loaded state for this device: a checkpoint may come from another."""
+    return state | {"param_groups": [group | {"fused": fused} for group in state["param_groups"]]}
