@@ -13,7 +13,7 @@ def nearest_squared(points: Float[Tensor, "N 3"], targets: Float[Tensor, "L 3"])
     with torch.no_grad():
         rows = max(1, CHUNK_DISTANCES // len(targets))
         nearest = torch.cat([_squared(part, targets).argmin(dim=1) for part in points.split(rows)])
-    return (points - targets[nearest]).square().sum(dim=1)
+    return (points - targets.index_select(0, nearest)).square().sum(dim=1)
 
 
 def mean_squared_to_nearest(points: Float[Tensor, "N 3"], count: int) -> Float[Tensor, "N"]:

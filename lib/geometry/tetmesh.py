@@ -3,11 +3,12 @@
 Every tetrahedron (a, b, c, d) is positive, det[b-a, c-a, d-a] > 0, so extracted surfaces have outward normals.
 """
 
+import functools
 from dataclasses import dataclass
 from itertools import permutations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.errors import InputError
@@ -17,6 +18,8 @@ BoundingBox = tuple[tuple[float, float], tuple[float, float], tuple[float, float
 
 # Local vertex pairs of a tetrahedron; the row is the local edge number used by the tables below.
 EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
+# A field counts as at least this outside: about the rounding of a float32 of size 1.
+LEAST_OUTSIDE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def oriented(grid: TetGrid) -> TetGrid:
 
 def subdivide(grid: TetGrid) -> TetGrid:
     """Edge midpoints, 1 -> 8 tetrahedra. Original vertices keep their rows; orientation is kept."""
-    edges = grid.tets[:, torch.tensor(EDGES)]  # (T, 6, 2)
+    edges = grid.tets[:, _tables(grid.tets.device)[0]]  # (T, 6, 2)
     unique, inverse = _unique_edges(edges.reshape(-1, 2), len(grid.vertices))
     middle = len(grid.vertices) + inverse.reshape(-1, 6)
     vertices = torch.cat([grid.vertices, grid.vertices[unique].mean(dim=1)])
@@ -103,6 +106,58 @@ def subdivide(grid: TetGrid) -> TetGrid:
     return TetGrid(vertices, tets)
 
 
+@dataclass(frozen=True)
+class Crossings(TensorBundle):
+    """Where the zero level crosses a grid. It follows from the signs at the grid's vertices alone, so a field is needed at `rows` only."""
+
+    rows: Int[Tensor, "K"]  # grid vertices at the ends of crossed edges, in order
+    outside: Bool[Tensor, "K"]  # their signs
+    edges: Int[Tensor, "M 2"]  # crossed edges as places in `rows`, lower vertex first; one vertex of the surface each
+    faces: Int[Tensor, "F 3"]  # triangles of the surface
+
+
+def find_crossings(tets: Int[Tensor, "T 4"], outside: Bool[Tensor, "N"]) -> Crossings:
+    """The edges that the zero level crosses and its triangles; none where all signs are equal."""
+    local_edges, triangles, counts, weights = _tables(tets.device)
+    pattern = (outside[tets] * weights).sum(dim=1, dtype=torch.int8)
+    crossed = ((pattern > 0) & (pattern < 15)).nonzero()[:, 0]
+    pattern = pattern[crossed].long()
+    ends = tets[crossed][:, local_edges]  # (K, 6, 2)
+    low, high = ends.amin(dim=2), ends.amax(dim=2)
+    # Every crossed tetrahedron also has edges that are not: one key behind all others, so that what is dropped needs no list of its own.
+    none = len(outside) ** 2
+    keys = torch.where(outside[low] != outside[high], low * len(outside) + high, none)
+    unique, vertex_of_edge = torch.unique(keys, return_inverse=True)
+    unique = unique[:-1]
+    edges = torch.stack([unique // len(outside), unique % len(outside)], dim=1)
+
+    used = torch.zeros_like(outside).index_fill(0, edges.reshape(-1), True)
+    rows = used.nonzero()[:, 0]
+    place = torch.cumsum(used, dim=0) - 1
+    second = (counts[pattern] > 1).nonzero()[:, 0]
+    faces = [torch.gather(vertex_of_edge[has], 1, triangles[pattern[has], k]) for k, has in ((0, slice(None)), (1, second))]
+    return Crossings(rows, outside[rows], place[edges], torch.cat(faces))
+
+
+def zero_level(
+    crossings: Crossings, positions: Float[Tensor, "K 3"], sdf: Float[Tensor, "K"], features: Float[Tensor, "K C"]
+) -> IsoSurface:
+    """The surface of a field given at `crossings.rows`, linear on every edge; differentiable in positions, sdf and features.
+
+    A value whose sign is not the one that the crossings were found with (by other rounding) counts as zero: the surface passes through
+    that grid vertex, and nothing is divided by zero.
+    """
+    sdf = torch.where(crossings.outside, sdf.clamp(min=LEAST_OUTSIDE), sdf.clamp(max=0.0))
+    start, end = crossings.edges.unbind(dim=1)
+
+    def ends(values: Tensor) -> tuple[Tensor, Tensor]:
+        return values.index_select(0, start), values.index_select(0, end)  # unlike indexing, its gradient needs no sorting
+
+    first, second = ends(sdf)
+    weight = (first / (first - second))[:, None]  # of the end
+    return IsoSurface(torch.lerp(*ends(positions), weight), torch.lerp(*ends(features), weight), crossings.faces)
+
+
 def marching_tetrahedra(
     grid: TetGrid, positions: Float[Tensor, "N 3"], sdf: Float[Tensor, "N"], features: Float[Tensor, "N C"]
 ) -> IsoSurface:
@@ -110,35 +165,21 @@ def marching_tetrahedra(
 
     Raises InputError when the field has one sign everywhere: there is no surface.
     """
-    outside = sdf > 0
-    pattern = (outside[grid.tets].long() * torch.tensor([1, 2, 4, 8], device=sdf.device)).sum(dim=1)
-    crossed = (pattern > 0) & (pattern < 15)
-    if not crossed.any():
+    crossings = find_crossings(grid.tets, sdf > 0)
+    check_crossings(crossings, sdf)
+    rows = crossings.rows
+    return zero_level(crossings, positions.index_select(0, rows), sdf.index_select(0, rows), features.index_select(0, rows))
+
+
+def check_crossings(crossings: Crossings, sdf: Float[Tensor, "N"]) -> None:
+    """Raises InputError when there are none, as the field `sdf` has one sign everywhere."""
+    if len(crossings.faces) == 0:
         low, high = (float(value) for value in torch.aminmax(sdf.detach()))
         raise InputError(
-            f"marching tetrahedra: the sdf is {'positive' if bool(outside.all()) else 'negative'} at all {len(sdf)} grid "
+            f"marching tetrahedra: the sdf is {'positive' if low > 0 else 'negative'} at all {len(sdf)} grid "
             f"vertices (from {low:.3g} to {high:.3g}), so there is no surface. Does the head lie inside "
             "meshheadmodule.model_bbox, in canonical units of about 2 per head? Wrong scale or pose in params.npz is the usual cause."
         )
-    tets, pattern = grid.tets[crossed], pattern[crossed]
-    edges = tets[:, torch.tensor(EDGES, device=tets.device)].reshape(-1, 2)
-    change = outside[edges[:, 0]] != outside[edges[:, 1]]
-    unique, inverse = _unique_edges(edges[change], len(sdf))
-    vertex_of_edge = torch.full((len(edges),), -1, dtype=torch.long, device=tets.device)
-    vertex_of_edge[change] = inverse
-    vertex_of_edge = vertex_of_edge.reshape(-1, 6)
-
-    start, end = unique.unbind(dim=1)
-    weight = (sdf[start] / (sdf[start] - sdf[end]))[:, None]  # of the end
-    table, counts = (value.to(tets.device) for value in _TRIANGLES)
-    faces = [
-        torch.gather(vertex_of_edge[has], 1, table[pattern[has], k]) for k in range(2) for has in [counts[pattern] > k]
-    ]
-    return IsoSurface(
-        vertices=torch.lerp(positions[start], positions[end], weight),
-        features=torch.lerp(features[start], features[end], weight),
-        faces=torch.cat(faces),
-    )
 
 
 def _unique_edges(edges: Int[Tensor, "K 2"], vertex_count: int) -> tuple[Int[Tensor, "U 2"], Int[Tensor, "K"]]:
@@ -172,3 +213,10 @@ def _triangle_table() -> tuple[Int[Tensor, "16 2 3"], Int[Tensor, "16"]]:
 
 
 _TRIANGLES = _triangle_table()
+
+
+@functools.cache
+def _tables(device: torch.device) -> tuple[Int[Tensor, "6 2"], Int[Tensor, "16 2 3"], Int[Tensor, "16"], Int[Tensor, "4"]]:
+    """EDGES, the triangles and their count per sign pattern, and the bits of a pattern. Kept: a copy to a GPU waits for it."""
+    bits = torch.tensor([1, 2, 4, 8], dtype=torch.int8)
+    return torch.tensor(EDGES).to(device), *(table.to(device) for table in _TRIANGLES), bits.to(device)

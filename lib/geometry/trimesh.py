@@ -7,7 +7,8 @@ from torch import Tensor
 
 def face_corners(vertices: Float[Tensor, "*B N 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "*B F 3 3"]:
     """The three corner positions of every face."""
-    return vertices[..., faces, :]
+    # Unlike indexing, its gradient needs no sorting.
+    return vertices.index_select(-2, faces.reshape(-1)).unflatten(-2, faces.shape)
 
 
 def face_normals(vertices: Float[Tensor, "*B N 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "*B F 3"]:
@@ -38,8 +39,9 @@ def enclosed_volume(vertices: Float[Tensor, "*B N 3"], faces: Int[Tensor, "F 3"]
 
 def uniform_laplacian(vertices: Float[Tensor, "*B N 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "*B N 3"]:
     """Vertex minus the mean of its one-ring over face edges; an edge shared by two faces counts twice."""
-    start = faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1)
-    end = faces[:, [1, 0, 2, 1, 0, 2]].reshape(-1)
-    total = torch.zeros_like(vertices).index_add(-2, start, vertices[..., end, :])
-    count = torch.bincount(start, minlength=vertices.shape[-2]).clamp(min=1)
+    own, corners = faces.reshape(-1), face_corners(vertices, faces)
+    others = corners.roll(1, dims=-2) + corners.roll(-1, dims=-2)
+    total = torch.zeros_like(vertices).index_add(-2, own, others.flatten(-3, -2))
+    # Not bincount, which waits for the device.
+    count = vertices.new_zeros(vertices.shape[-2]).index_add(0, own, vertices.new_full(own.shape, 2.0)).clamp(min=1.0)
     return vertices - total / count[:, None]

@@ -1,6 +1,7 @@
 """The multilayer perceptron of Gaussian Head Avatar: one skip connection, an input in two parts."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -26,31 +27,54 @@ class MLP(nn.Module):
             for index, (width, following) in enumerate(zip(dims[:-1], dims[1:], strict=True))
         )
 
-    def forward(self, local: Float[Tensor, "... N P"], code: Float[Tensor, "... K"] | None = None) -> Float[Tensor, "... N O"]:
+    def forward(
+        self, local: Float[Tensor, "... N P"], code: Float[Tensor, "... K"] | None = None, columns: int | None = None
+    ) -> Float[Tensor, "... N O"]:
         """The MLP of [local, code], where every point of a batch element shares one code; P + K = dims[0].
 
         `local` may lack batch dimensions that `code` has. Equal to concatenating, without writing the code N times.
+        `columns`: only so many of the first outputs.
         """
         hidden = local
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, nn.Linear)
-            weight = layer.weight
+            weight, bias, last = layer.weight, layer.bias, index == len(self.layers) - 1
+            if last and columns is not None:
+                weight, bias = weight[:columns], bias[:columns]
             if index == self.skip:
                 own, weight = weight.split([weight.shape[1] - self.dims[0], self.dims[0]], dim=1)
-                hidden = nn.functional.linear(hidden, own, layer.bias) + _input_part(weight, local, code)
+                hidden = nn.functional.linear(hidden, own) + _input_part(weight, bias, local, code)
             elif index == 0:
-                hidden = _input_part(weight, local, code) + layer.bias
+                hidden = _input_part(weight, bias, local, code)
             else:
-                hidden = layer(hidden)
-            if index < len(self.layers) - 1:
+                hidden = nn.functional.linear(hidden, weight, bias)
+            if not last:
                 hidden = nn.functional.leaky_relu(hidden, NEGATIVE_SLOPE)
         return hidden
 
 
-def _input_part(weight: Float[Tensor, "O D"], local: Float[Tensor, "... N P"], code: Float[Tensor, "... K"] | None) -> Tensor:
+def _input_part(
+    weight: Float[Tensor, "O D"], bias: Float[Tensor, "O"], local: Float[Tensor, "... N P"], code: Float[Tensor, "... K"] | None
+) -> Tensor:
+    if code is None:
+        return nn.functional.linear(local, weight, bias)
     width = local.shape[-1]
-    part = nn.functional.linear(local, weight[:, :width])
-    return part if code is None else part + nn.functional.linear(code, weight[:, width:])[..., None, :]
+    return nn.functional.linear(local, weight[:, :width]) + nn.functional.linear(code, weight[:, width:], bias)[..., None, :]
+
+
+@contextlib.contextmanager
+def rough_products() -> Iterator[None]:
+    """Inside, matrix products of float32 on CUDA may round their factors to TF32 (10 bits of mantissa): several times faster.
+
+    The switch is one for the process, and gradients are computed after the block: use it without gradients, around few lines.
+    """
+    switch = torch.backends.cuda.matmul
+    before = switch.fp32_precision
+    switch.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        switch.fp32_precision = before
 
 
 def resolve_widths(

@@ -12,8 +12,7 @@ def encoded_width(width: int, frequencies: int) -> int:
 
 def positional_encoding(x: Float[Tensor, "*B D"], frequencies: int) -> Float[Tensor, "*B K"]:
     """[x, sin x, cos x, sin 2x, cos 2x, ..., sin 2^(k-1) x, cos 2^(k-1) x], blocks of D columns, k = `frequencies`."""
-    blocks = [x]
-    for power in range(frequencies):
-        angle = x * 2.0**power
-        blocks += [angle.sin(), angle.cos()]
-    return torch.cat(blocks, dim=-1)
+    if frequencies == 0:
+        return x
+    angles = x[..., None, :] * (1 << torch.arange(frequencies, device=x.device))[:, None]  # exact: powers of two
+    return torch.cat([x, torch.stack([angles.sin(), angles.cos()], dim=-2).flatten(-3)], dim=-1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lib.errors import InputError
-from lib.geometry.tetmesh import TetGrid, body_centred_grid, marching_tetrahedra, oriented, subdivide
+from lib.geometry.tetmesh import TetGrid, body_centred_grid, find_crossings, marching_tetrahedra, oriented, subdivide, zero_level
 
 BOXES = {
     "cube, one cell": ([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]], 1),
@@ -239,3 +239,59 @@ def test_every_sign_pattern(pattern):
     assert (vectors @ gradient > 0).all()
     lids = sum(clipped_area_vector(corners[list(face)], values[list(face)]) for face in FACES_OF_TET)
     torch.testing.assert_close(vectors.sum(dim=0), -lids)
+
+
+def wavy(grid):
+    x, y, z = grid.vertices.unbind(dim=1)
+    return grid.vertices.norm(dim=1) - 0.8 + 0.2 * torch.sin(5 * x) * torch.cos(4 * y + z)
+
+
+def test_crossings_are_where_signs_change():
+    grid = double_grid([[-1.5, 1.5]] * 3, 5)
+    outside = wavy(grid) > 0
+    crossings = find_crossings(grid.tets, outside)
+    edges = {tuple(sorted(pair)) for tet in grid.tets.tolist() for pair in combinations(tet, 2) if outside[pair[0]] != outside[pair[1]]}
+    assert [tuple(edge) for edge in crossings.rows[crossings.edges].tolist()] == sorted(edges)
+    assert crossings.rows.tolist() == sorted({row for edge in edges for row in edge})
+    assert torch.equal(crossings.outside, outside[crossings.rows])
+    assert torch.equal(find_crossings(grid.tets, outside).faces, crossings.faces)
+    assert len(find_crossings(grid.tets, torch.ones_like(outside)).faces) == 0
+
+
+def test_the_surface_needs_the_field_at_the_ends_of_crossed_edges_only():
+    """What is elsewhere may be anything of the same sign."""
+    grid = double_grid([[-1.5, 1.5]] * 3, 6)
+    sdf = wavy(grid)
+    crossings = find_crossings(grid.tets, sdf > 0)
+    assert len(crossings.rows) < 0.6 * len(sdf)
+    elsewhere = torch.ones_like(sdf, dtype=torch.bool).index_fill(0, crossings.rows, False)
+    other = torch.where(elsewhere, 100.0 * sdf, sdf)
+    expected = marching_tetrahedra(grid, grid.vertices, sdf, grid.vertices)
+    found = marching_tetrahedra(grid, torch.where(elsewhere[:, None], torch.nan, grid.vertices), other, grid.vertices)
+    for a, b in ((found.vertices, expected.vertices), (found.features, expected.features), (found.faces, expected.faces)):
+        assert torch.equal(a, b)
+    rows = crossings.rows
+    own = zero_level(crossings, grid.vertices[rows], sdf[rows], grid.vertices[rows])
+    assert torch.equal(own.vertices, expected.vertices)
+
+
+def test_a_value_of_the_other_sign_counts_as_zero():
+    """Signs of one rounding, values of another: the surface passes through that vertex, and all gradients are finite."""
+    grid = double_grid([[-1.5, 1.5]] * 3, 4)
+    sdf = wavy(grid)
+    crossings = find_crossings(grid.tets, sdf > 0)
+    rows = crossings.rows
+    values = sdf[rows].clone()
+    wrong = torch.arange(len(rows)) % 7 == 0
+    values[wrong] = -1e-9 * values[wrong].sign()
+    values[1::7] = 0.0
+    values.requires_grad_()
+    surface = zero_level(crossings, grid.vertices[rows], values, grid.vertices[rows])
+    start, end = grid.vertices[rows][crossings.edges].unbind(dim=1)
+    share = ((surface.vertices - start) * (end - start)).sum(dim=1) / (end - start).square().sum(dim=1)
+    assert bool(((share >= -1e-9) & (share <= 1 + 1e-9)).all())
+    one_wrong = wrong[crossings.edges[:, 0]] & (values[crossings.edges[:, 1]].abs() > 1e-3)
+    assert one_wrong.any()
+    assert bool((share[one_wrong].abs() < 1e-3).all())
+    gradient, = torch.autograd.grad(surface.vertices.square().sum(), values)
+    assert torch.isfinite(gradient).all()

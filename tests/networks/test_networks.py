@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
 from lib.errors import InputError
-from lib.networks.mlp import MLP, mean_squared_norm, resolve_widths
+from lib.networks.mlp import MLP, mean_squared_norm, resolve_widths, rough_products
 from lib.networks.positional_encoding import encoded_width, positional_encoding
 from lib.networks.upsampler import Upsampler, UpsamplerConfig
 
@@ -68,6 +68,22 @@ def test_mlp_broadcasts_points_over_codes():
     assert output.shape == (4, 6, 3)
     for b in range(4):
         torch.testing.assert_close(output[b], mlp(torch.cat([points, codes[b].expand(6, 2)], dim=1)))
+
+
+@pytest.mark.parametrize("dims", WIDTHS)
+def test_mlp_of_first_columns(dims):
+    torch.manual_seed(3)
+    mlp, points = MLP(dims), torch.randn(6, dims[0])
+    torch.testing.assert_close(mlp(points, columns=1), mlp(points)[:, :1])
+
+
+def test_rough_products_end_with_the_block():
+    switch = torch.backends.cuda.matmul
+    before = switch.fp32_precision
+    with pytest.raises(KeyError), rough_products():
+        assert switch.fp32_precision == "tf32"
+        raise KeyError
+    assert switch.fp32_precision == before
 
 
 def test_mlp_of_no_points_is_empty():

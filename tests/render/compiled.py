@@ -18,20 +18,22 @@ from triton.compiler import ASTSource, compile
 
 from lib.render.gaussian import binning_kernels, projection_kernels, tiles
 from lib.render.gaussian.tiled import GLUON, TRITON, Blending
+from lib.render.mesh import box_kernels, boxed
 
 BOTH = (False, True)
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 KINDS = {  # of arguments; all others are pointers to float32
-    "*i64": {"counts", "total", "copy", "keys"}, "*i32": {"members", "ranges", "stops", "radii", "lasts", "words"},
+    "*i64": {"counts", "total", "copy", "keys", "faces", "nearest"}, "*u8": {"keep"},
+    "*i32": {"members", "ranges", "stops", "radii", "lasts", "words", "face_image"},
     "i32": {
         "count", "images", "room", "key_room", "stride_b", "stride_c", "stride_y", "stride_x", "tiles_x", "tiles_per_image", "blocks_x",
-        "blocks_per_image", "blocks", "width", "height", "channels", "feature_rows",
+        "blocks_per_image", "blocks", "width", "height", "channels", "feature_rows", "points",
     },
 }
 # Integers that need not be multiples of 16.
 ODD = {
     "count", "images", "room", "key_room", "tiles_x", "tiles_per_image", "blocks_x", "blocks_per_image", "blocks", "width", "height", "stride_x",
-    "feature_rows",
+    "feature_rows", "points",
 }
 
 
@@ -116,6 +118,14 @@ def variants(every: bool = False) -> Iterator[Variant]:
     yield from blending_variants("triton", TRITON, every)
 
 
+def mesh_variants() -> Iterator[Variant]:
+    """Of the rasterizer of meshes."""
+    hard, soft = {"FACES": boxed.HARD_FACES, "CELLS": boxed.HARD_CELLS}, {"FACES": boxed.SOFT_FACES, "CELLS": boxed.SOFT_CELLS}
+    block = {"BLOCK": boxed.PIXELS}
+    for name, constants in (("hit", hard), ("shade", block), ("shade_backward", block), ("soften", soft), ("soften_backward", soft)):
+        yield Variant(name, getattr(box_kernels, name), constants, boxed.WARPS, boxed.EXACTLY)
+
+
 def built(variant: Variant, architecture: int) -> Needs:
     """What a variant needs, compiled for an architecture."""
     kernel, constants, attributes = variant.kernel, dict(variant.constants), {}
@@ -150,7 +160,7 @@ def main() -> None:
     """Prints the table of the architectures that are named, with `all` of every variant."""
     every = "all" in sys.argv
     for architecture in [int(word) for word in sys.argv[1:] if word != "all"] or [90]:
-        for variant in variants(every):
+        for variant in (*variants(every), *mesh_variants()):
             print(f"sm_{architecture} {built(variant, architecture)}  {variant}", flush=True)
 
 

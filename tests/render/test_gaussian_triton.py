@@ -558,9 +558,9 @@ def test_cpu_tensors_are_refused():
 
 def test_missing_package_is_an_obstacle(monkeypatch):
     monkeypatch.setattr(tiled.importlib.util, "find_spec", lambda name: None)
-    tiled._missing.cache_clear()
-    assert "not installed" in tiled._missing(True)
-    tiled._missing.cache_clear()
+    tiled.triton_missing.cache_clear()
+    assert "not installed" in tiled.triton_missing(True)
+    tiled.triton_missing.cache_clear()
 
 
 def test_choice_is_said_once(capsys):

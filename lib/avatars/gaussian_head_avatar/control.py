@@ -24,11 +24,11 @@ class Control:
 
     def expression_part(self, values: Float[Tensor, "B K C"]) -> Float[Tensor, "B N C"]:
         """w_exp · values, given on `expression_rows`, zero elsewhere."""
-        return _scatter(len(self.expression), self.expression_rows, self.expression[self.expression_rows] * values)
+        return _scatter(len(self.expression), self.expression_rows, self.expression.index_select(0, self.expression_rows) * values)
 
     def pose_part(self, values: Float[Tensor, "B M C"]) -> Float[Tensor, "B N C"]:
         """w_pose · values, given on `pose_rows`, zero elsewhere."""
-        return _scatter(len(self.expression), self.pose_rows, self.pose[self.pose_rows] * values)
+        return _scatter(len(self.expression), self.pose_rows, self.pose.index_select(0, self.pose_rows) * values)
 
     def blend(self, of_expression: Float[Tensor, "B K C"], of_pose: Float[Tensor, "B M C"]) -> Float[Tensor, "B N C"]:
         """w_exp · of_expression + w_pose · of_pose, each given on its own rows."""

@@ -2,6 +2,7 @@
 
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from lib.config import Config
 from lib.datasets.batches import HeadBatch
 from lib.errors import InputError
 from lib.geometry.head_pose import HeadPose
-from lib.geometry.tetmesh import BoundingBox, IsoSurface, TetGrid, body_centred_grid, marching_tetrahedra, oriented, subdivide
-from lib.networks.mlp import MLP, mean_squared_norm, resolve_widths
+from lib.geometry.tetmesh import BoundingBox, IsoSurface, TetGrid, body_centred_grid, check_crossings, find_crossings, oriented, subdivide, zero_level
+from lib.networks.mlp import MLP, mean_squared_norm, resolve_widths, rough_products
 from lib.networks.positional_encoding import encoded_width, positional_encoding
 from lib.tensors import TensorBundle, keyed_generator
 from lib.training.distributed import is_first
@@ -28,6 +29,9 @@ from lib.training.runtime import is_terminal
 OFFSET_DIVISOR = 128.0
 SPHERE_RADIUS, SPHERE_STEPS, SPHERE_LEARNING_RATE, SPHERE_POINTS, SPHERE_EXTENT = 1.0, 300, 1e-3, 8192, 1.5
 POSE_WIDTH = 6
+# The sdf is in [-1, 1]; TF32 products err by some thousandths of it at most, see tests/gpu/test_mesh_cuda.py.
+SIGN_MARGIN = 0.05
+SIGN_POINTS = 1 << 19  # evaluated at once
 
 
 class MeshHeadConfig(Config):
@@ -120,6 +124,7 @@ class MeshHead(nn.Module):
         grid = tetrahedral_grid(config)
         self.register_buffer("tet_verts", grid.vertices)
         self.register_buffer("tets", grid.tets)
+        self._kept: tuple[TetGrid, tuple[int, ...], TetGrid] | None = None  # a grid, its state, and what it was subdivided into
         self.landmarks_3d_neutral = nn.Parameter(torch.zeros(landmark_count, 3))
         self.geometry = MLP(config.geo_mlp)
         self.exp_color = MLP(config.exp_color_mlp)
@@ -129,22 +134,26 @@ class MeshHead(nn.Module):
 
     def forward(self, batch: HeadBatch) -> DeformedHead:
         """The neutral surface, coloured and deformed by each frame's expression and pose."""
-        surface = self.neutral_surface()
-        vertices = surface.vertices
+        neutral, landmark_count = self.landmarks_3d_neutral, len(self.landmarks_3d_neutral)
+        surface, landmark_sdf, landmark_offset = self._neutral(int(self.config.subdivide), neutral)
+        vertices, landmarks = surface.vertices, neutral + landmark_offset.tanh() / OFFSET_DIVISOR
         weights = control(vertices, self.landmarks_3d_neutral, self.config.dist_threshold_near, self.config.dist_threshold_far)
         near, far = weights.expression_rows, weights.pose_rows
         expression, pose = batch.expression, self.encode(batch.head.pose)
 
+        # index_select: unlike that of indexing, its gradient needs no sorting.
         colors = weights.blend(
-            self.exp_color(surface.features[near], expression).sigmoid(),
-            self.pose_color(surface.features[far], pose).sigmoid(),
+            self.exp_color(surface.features.index_select(0, near), expression).sigmoid(),
+            self.pose_color(surface.features.index_select(0, far), pose).sigmoid(),
         )
-        by_expression = self.exp_deform(self.encode(vertices[near]), expression).tanh()
+        # Landmarks move with weight 1 under each expression, and not with the pose.
+        places = torch.cat([vertices.index_select(0, near), landmarks])
+        motion = self.exp_deform(self.encode(places), expression).tanh()
+        by_expression, landmark_motion = motion.split([len(near), landmark_count], dim=1)
         moved = vertices + self.config.deform_scale * weights.expression_part(by_expression)
-        by_pose = self.pose_deform(self.encode(moved[:, far]), pose).tanh()
+        by_pose = self.pose_deform(self.encode(moved.index_select(1, far)), pose).tanh()
         moved = moved + self.config.deform_scale * weights.pose_part(by_pose)
 
-        landmarks, landmark_sdf, landmark_motion = self._landmarks(expression)
         return DeformedHead(
             mesh=HeadMesh(batch.head.to_world(moved), colors, surface.faces),
             landmarks_canonical=landmarks + self.config.deform_scale * landmark_motion,
@@ -157,13 +166,7 @@ class MeshHead(nn.Module):
 
         Raises InputError when the field has no zero level.
         """
-        grid = TetGrid(self.tet_verts, self.tets)
-        divisor = OFFSET_DIVISOR
-        for _ in range(int(self.config.subdivide) if subdivisions is None else subdivisions):
-            grid = subdivide(grid)
-            divisor *= 2.0
-        sdf, offset, feature = self._fields(grid.vertices)
-        return marching_tetrahedra(grid, grid.vertices + offset.tanh() / divisor, sdf, feature)
+        return self._neutral(int(self.config.subdivide) if subdivisions is None else subdivisions, self.tet_verts[:0])[0]
 
     def encode(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
         """Positional encoding with this head's number of frequencies."""
@@ -186,16 +189,62 @@ class MeshHead(nn.Module):
             loss.backward()
             optimizer.step()
 
-    def _landmarks(self, expression: Float[Tensor, "B E"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Neutral landmarks with geometry offset, their sdf, and their motion under each expression (weight 1, no pose)."""
-        neutral = self.landmarks_3d_neutral
-        sdf, offset, _ = self._fields(neutral)
-        placed = neutral + offset.tanh() / OFFSET_DIVISOR
-        return placed, sdf, self.exp_deform(self.encode(placed), expression).tanh()
+    def _neutral(
+        self, subdivisions: int, others: Float[Tensor, "L 3"]
+    ) -> tuple[IsoSurface, Float[Tensor, "L"], Float[Tensor, "L 3"]]:
+        """The expression-free surface, and sdf and offset of other points.
+
+        The surface depends on the signs of the sdf everywhere, which have no gradient, and on the fields at the ends of crossed edges,
+        some hundredths of the grid, in float32.
+        """
+        grid = self._grid(subdivisions)
+        with torch.no_grad():
+            signs = self._signs(grid.vertices)
+            crossings = find_crossings(grid.tets, signs > 0)
+            check_crossings(crossings, signs)
+        points = torch.cat([grid.vertices.index_select(0, crossings.rows), others])
+        sdf, offset, feature = self._fields(points)
+        count = len(crossings.rows)
+        positions = points[:count] + offset[:count].tanh() / (OFFSET_DIVISOR * 2.0**subdivisions)
+        return zero_level(crossings, positions, sdf[:count], feature[:count]), sdf[count:], offset[count:]
+
+    def _grid(self, subdivisions: int) -> TetGrid:
+        """The grid with every tetrahedron cut into eight so many times; what the configuration asks for is kept."""
+        grid = TetGrid(self.tet_verts, self.tets)
+        if subdivisions == 0:
+            return grid
+        versions = grid.vertices._version, grid.tets._version, subdivisions
+        if self._kept is not None:
+            source, of, kept = self._kept
+            if source.vertices is grid.vertices and source.tets is grid.tets and of == versions:
+                return kept
+        fine = grid
+        for _ in range(subdivisions):
+            fine = subdivide(fine)
+        if subdivisions == int(self.config.subdivide):
+            self._kept = grid, versions, fine
+        return fine
+
+    def _signs(self, points: Float[Tensor, "N 3"]) -> Float[Tensor, "N"]:
+        """A field with the signs of the sdf: from rough products, except where these cannot tell."""
+        def sdf(points: Float[Tensor, "N 3"]) -> Float[Tensor, "N"]:
+            return torch.cat([self.geometry(self.encode(part), columns=1)[:, 0].tanh() for part in points.split(SIGN_POINTS)])
+
+        with rough_products():
+            rough = sdf(points)
+        return with_exact_signs(rough, SIGN_MARGIN, lambda rows: sdf(points.index_select(0, rows)))
 
     def _fields(self, points: Float[Tensor, "N 3"]) -> tuple[Float[Tensor, "N"], Float[Tensor, "N 3"], Float[Tensor, "N F"]]:
         sdf, offset, feature = self.geometry(self.encode(points)).tanh().split([1, 3, self.config.feature_width], dim=1)
         return sdf[:, 0], offset, feature
+
+
+def with_exact_signs(
+    rough: Float[Tensor, "N"], margin: float, exact: Callable[[Int[Tensor, "K"]], Float[Tensor, "K"]]
+) -> Float[Tensor, "N"]:
+    """`rough` with exact values at all rows where it is below the margin: if it errs by less than that, all signs are exact."""
+    rows = (rough.abs() < margin).nonzero()[:, 0]
+    return rough.index_copy(0, rows, exact(rows))
 
 
 def tetrahedral_grid(config: MeshHeadConfig) -> TetGrid:

@@ -1,6 +1,7 @@
 """Training of the mesh head."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,8 +19,8 @@ from lib.datasets.head_capture import HeadCapture
 from lib.losses.mesh import laplacian_smoothness
 from lib.losses.photometric import visible_l1
 from lib.losses.silhouette import one_minus_iou
-from lib.render.mesh.interface import MeshImage
-from lib.render.mesh.reference import render_mesh
+from lib.render.mesh.contract import MeshImage
+from lib.render.mesh.interface import render_mesh
 from lib.tensors import TensorBundle
 from lib.training.stage import AbstractStage, Comparison, StepReport
 from lib.training.trainer import TrainerConfig
@@ -77,9 +78,12 @@ class MeshHeadStage(AbstractStage):
         self.config = config.model_copy(update={"meshheadmodule": self.head.config})
         self.modules = nn.ModuleDict({"meshhead": self.head})
         networks = [parameter for name, parameter in self.head.named_parameters() if name != "landmarks_3d_neutral"]
-        self.optimizers = {"adam": torch.optim.Adam([
+        fused = True if device.type == "cuda" else None  # one kernel for all weights
+        adam = torch.optim.Adam([
             {"params": networks, "lr": config.lr_net}, {"params": [self.head.landmarks_3d_neutral], "lr": config.lr_lmk},
-        ])}
+        ], fused=fused)
+        adam.register_load_state_dict_pre_hook(lambda _, state: _with_fused(state, fused))
+        self.optimizers = {"adam": adam}
 
     @staticmethod
     def _start(config: MeshHeadTrainConfig, capture: HeadCapture, device: torch.device) -> MeshHead:
@@ -109,13 +113,13 @@ class MeshHeadStage(AbstractStage):
     def compare(self, batch: HeadBatch) -> Comparison:
         """Rendered colour and masked targets, on black."""
         image = self._render(self.head(batch), batch)
-        return Comparison(image.attributes[:, RGB], (batch.images * batch.masks).flatten(0, 1))
+        return Comparison(image.attributes, (batch.images * batch.masks).flatten(0, 1))
 
     def _render(self, deformed: DeformedHead, batch: HeadBatch) -> MeshImage:
         views = batch.pixels.shape[1]
         mesh = deformed.mesh
         image = render_mesh(mesh.vertices_world.repeat_interleave(views, dim=0), mesh.faces,
-                            mesh.colors.repeat_interleave(views, dim=0), batch.flat_camera())
+                            mesh.colors[..., RGB].repeat_interleave(views, dim=0), batch.flat_camera())
         return MeshImage(image.attributes.clamp(0.0, 1.0), image.mask, image.depth, image.normals)
 
     def _losses(self, batch: HeadBatch) -> MeshLosses:
@@ -124,7 +128,7 @@ class MeshHeadStage(AbstractStage):
         visible, mask = batch.visible.flatten(0, 1), batch.masks.flatten(0, 1)
         target = batch.images.flatten(0, 1) * mask
         return MeshLosses(
-            rgb=visible_l1(image.attributes[:, RGB], target, visible),
+            rgb=visible_l1(image.attributes, target, visible),
             silhouette=one_minus_iou(image.mask * visible, mask * visible),
             landmarks=(deformed.landmarks_canonical - batch.head.to_canonical(batch.control_points)).square().mean(),
             deformation=deformed.deformation_magnitude,
@@ -132,3 +136,8 @@ class MeshHeadStage(AbstractStage):
             # Summed over the whole batch, as published: what is averaged over its parts is that many times larger.
             laplacian=laplacian_smoothness(deformed.mesh.vertices_world, deformed.mesh.faces) * (self.config.batch_size / len(batch.frame)),
         )
+
+
+def _with_fused(state: dict[str, Any], fused: bool | None) -> dict[str, Any]:
+    """A loaded state for this device: a checkpoint may come from another."""
+    return state | {"param_groups": [group | {"fused": fused} for group in state["param_groups"]]}

@@ -61,7 +61,7 @@ def triton_obstacle(cloud: GaussianCloud) -> str | None:
     interpreted = not cloud.means.is_cuda and os.environ.get("TRITON_INTERPRET") == "1"
     if not cloud.means.is_cuda and not interpreted:
         return f"it needs CUDA tensors, not {cloud.means.device.type}"
-    return _missing(interpreted)
+    return triton_missing(interpreted)
 
 
 def gluon_obstacle(cloud: GaussianCloud) -> str | None:
@@ -73,7 +73,8 @@ def gluon_obstacle(cloud: GaussianCloud) -> str | None:
 
 
 @functools.cache
-def _missing(interpreted: bool) -> str | None:
+def triton_missing(interpreted: bool) -> str | None:
+    """What kernels need and is not here, or None."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if not interpreted and not (os.environ.get("CC") or any(shutil.which(name) for name in ("cc", "gcc", "clang"))):

@@ -1,41 +1,39 @@
-"""What mesh rasterization returns."""
+"""The one way to draw meshes with gradients. Backends are chosen by name; all have the semantics of `reference`."""
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.tensors import TensorBundle
+from lib.errors import InputError
+from lib.geometry.camera import Camera
+from lib.render.mesh import boxed, reference
+from lib.render.mesh.contract import MeshImage
+
+Backend = Callable[[Tensor, Tensor, Tensor, Camera], MeshImage]
+BACKENDS: dict[str, Backend] = {"triton": boxed.render_mesh, "reference": reference.render_mesh}
 
 
-@dataclass(frozen=True)
-class FaceBuffer(TensorBundle):
-    """Nearest face per pixel, -1 where there is none, with its barycentric coordinates (zero where there is none)."""
+def render_mesh(
+    vertices: Float[Tensor, "B N 3"], faces: Int[Tensor, "F 3"], attributes: Float[Tensor, "B N C"], camera: Camera, backend: str = "auto"
+) -> MeshImage:
+    """Draws B meshes of shared topology, each by its own camera. Differentiable in vertices and attributes.
 
-    face: Int[Tensor, "B H W"]
-    barycentrics: Float[Tensor, "B H W 3"]
-
-    @property
-    def covered(self) -> Bool[Tensor, "B H W"]:
-        """True where a face was hit."""
-        return self.face >= 0
-
-
-@dataclass(frozen=True)
-class FaceLayers(TensorBundle):
-    """Every face over every pixel: K pairs of flat pixel (b * H + row) * W + column and face, with depth and barycentrics."""
-
-    pixel: Int[Tensor, "K"]
-    face: Int[Tensor, "K"]
-    depth: Float[Tensor, "K"]
-    barycentrics: Float[Tensor, "K 3"]
+    Attributes and depth are interpolated on the screen; the mask is soft outside the silhouette (see `reference`). `auto` is triton where
+    it can draw these tensors, else reference; on CUDA it says once which. Raises InputError for an unknown backend, and for one that cannot
+    draw these tensors.
+    """
+    if backend == "auto":
+        obstacle = boxed.obstacle(vertices, attributes)
+        backend = "reference" if obstacle or not vertices.is_cuda else "triton"
+        if vertices.is_cuda:
+            _say(f"mesh rasterizer: {backend}" + (f" (not triton: {obstacle})" if obstacle else ""))
+    if backend not in BACKENDS:
+        raise InputError(f"mesh rasterizer backend '{backend}' is not known; expected auto or one of {sorted(BACKENDS)}")
+    return BACKENDS[backend](vertices, faces, attributes, camera)
 
 
-@dataclass(frozen=True)
-class MeshImage(TensorBundle):
-    """A rendered mesh: interpolated attributes on black, soft mask, depth (0 where empty), camera-space normals."""
-
-    attributes: Float[Tensor, "B C H W"]
-    mask: Float[Tensor, "B 1 H W"]
-    depth: Float[Tensor, "B 1 H W"]
-    normals: Float[Tensor, "B 3 H W"]
+@functools.cache
+def _say(line: str) -> None:
+    print(line, flush=True)

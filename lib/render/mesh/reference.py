@@ -14,7 +14,7 @@ from torch import Tensor
 from lib.geometry.camera import Camera
 from lib.geometry.trimesh import face_normals
 from lib.render.boxes import box_cells, split_by_total
-from lib.render.mesh.interface import FaceBuffer, FaceLayers, MeshImage
+from lib.render.mesh.contract import FaceBuffer, FaceLayers, MeshImage
 
 # Sharpness of the soft mask per squared unit of [-1,1] image coordinates, and how far from a triangle's box it reaches.
 SOFT_SHARPNESS = 7000.0
