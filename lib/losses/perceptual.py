@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lib.errors import InputError
 from lib.files import sha256
+from lib.networks.precision import Precision
 
 # Input normalisation of the published metric, for pictures in [-1,1].
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -90,7 +91,12 @@ NETWORKS: dict[Network, Backbone] = {
 
 
 class Lpips(nn.Module):
-    """Perceptual distance with frozen weights. State-dict keys are torchvision's (`features.<i>`) and lpips' (`lin<k>.model.1.weight`)."""
+    """Perceptual distance with frozen weights. State-dict keys are torchvision's (`features.<i>`) and lpips' (`lin<k>.model.1.weight`).
+
+    precision: with `high` convolutions are in bfloat16, for training; what is reported comes from `highest`.
+    """
+
+    precision: Precision = "highest"
 
     def __init__(self, network: Network = "vgg") -> None:
         super().__init__()
@@ -120,12 +126,16 @@ class Lpips(nn.Module):
                              f"found {height}x{width}")
         shift, scale = (image.new_tensor(values)[:, None, None] for values in (SHIFT, SCALE))
         a, b = ((2.0 * picture - 1.0 - shift) / scale for picture in (image, target))
+        rough = self.precision == "high"
+        if rough:  # as bfloat16 convolutions are fastest
+            a, b = (picture.contiguous(memory_format=torch.channels_last) for picture in (a, b))
         distance = image.new_zeros(len(image))
         for number, layer in enumerate(self.features):
-            a, b = layer(a), layer(b)
+            with torch.autocast(image.device.type, torch.bfloat16, enabled=rough):
+                a, b = layer(a), layer(b)
             if number in self.compared:
                 head = self.get_submodule(self.compared[number])
-                distance = distance + head((unit_vectors(a) - unit_vectors(b)).square()).mean(dim=(1, 2, 3))
+                distance = distance + head((unit_vectors(a.float()) - unit_vectors(b.float())).square()).mean(dim=(1, 2, 3))
         return distance
 
 

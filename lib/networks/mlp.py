@@ -1,13 +1,13 @@
 """The multilayer perceptron of Gaussian Head Avatar: one skip connection, an input in two parts."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lib.errors import InputError
+from lib.networks.precision import Precision, products
 
 NEGATIVE_SLOPE = 0.01
 
@@ -15,8 +15,10 @@ NEGATIVE_SLOPE = 0.01
 class MLP(nn.Module):
     """Linear layers of the widths `dims`, leaky ReLU between them, none after the last.
 
-    The layer with index len(dims) // 2 receives [hidden, input]; for 3 or 4 widths that is the output layer.
+    The layer with index len(dims) // 2 receives [hidden, input]; for 3 or 4 widths that is the output layer. `precision`: of products.
     """
+
+    precision: Precision = "highest"
 
     def __init__(self, dims: Sequence[int]) -> None:
         super().__init__()
@@ -35,6 +37,10 @@ class MLP(nn.Module):
         `local` may lack batch dimensions that `code` has. Equal to concatenating, without writing the code N times.
         `columns`: only so many of the first outputs.
         """
+        with products(self.precision):
+            return self._outputs(local, code, columns)
+
+    def _outputs(self, local: Float[Tensor, "... N P"], code: Float[Tensor, "... K"] | None, columns: int | None) -> Float[Tensor, "... N O"]:
         hidden = local
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, nn.Linear)
@@ -60,21 +66,6 @@ def _input_part(
         return nn.functional.linear(local, weight, bias)
     width = local.shape[-1]
     return nn.functional.linear(local, weight[:, :width]) + nn.functional.linear(code, weight[:, width:], bias)[..., None, :]
-
-
-@contextlib.contextmanager
-def rough_products() -> Iterator[None]:
-    """Inside, matrix products of float32 on CUDA may round their factors to TF32 (10 bits of mantissa): several times faster.
-
-    The switch is one for the process, and gradients are computed after the block: use it without gradients, around few lines.
-    """
-    switch = torch.backends.cuda.matmul
-    before = switch.fp32_precision
-    switch.fp32_precision = "tf32"
-    try:
-        yield
-    finally:
-        switch.fp32_precision = before
 
 
 def resolve_widths(

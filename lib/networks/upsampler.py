@@ -1,7 +1,5 @@
 """The x4 super-resolution network of Gaussian Head Avatar (published name: Upsampler)."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from pydantic import Field
@@ -9,6 +7,7 @@ from torch import Tensor, nn
 
 from lib.config import Config
 from lib.networks.norm_layers import norm_relu, norm_relu_grow, norm_relu_show
+from lib.networks.precision import Precision
 
 SCALE = 4
 # First logits of a pass-through network, per standard deviation above and below the mean colour, and at the mean: fitted
@@ -36,7 +35,7 @@ class Upsampler(nn.Module):
     keep their type, pictures are float32. May be set at any time; checkpoints know nothing of it.
     """
 
-    def __init__(self, config: UpsamplerConfig, precision: Literal["high", "highest"] = "highest") -> None:
+    def __init__(self, config: UpsamplerConfig, precision: Precision = "highest") -> None:
         super().__init__()
         self.precision = precision
         c = config.network_capacity

@@ -13,7 +13,7 @@ from lib.datasets.head_capture import HeadCapture
 from lib.datasets.sampler import TrainingBatches
 from lib.geometry.camera import Camera, look_at
 from lib.geometry.tetmesh import TetGrid, body_centred_grid, marching_tetrahedra
-from lib.networks.mlp import rough_products
+from lib.networks.precision import rough_products
 from lib.render.mesh import boxed, interface
 from lib.render.mesh.interface import render_mesh
 from tests.render.test_mesh_reference import random_mesh

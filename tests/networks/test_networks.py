@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
 from lib.errors import InputError
-from lib.networks.mlp import MLP, mean_squared_norm, resolve_widths, rough_products
+from lib.networks.mlp import MLP, mean_squared_norm, resolve_widths
+from lib.networks.precision import rough_products
 from lib.networks.positional_encoding import encoded_width, positional_encoding
 from lib.networks.upsampler import Upsampler, UpsamplerConfig
 

@@ -26,9 +26,11 @@ from lib.geometry.head_pose import HeadPose
 from lib.losses.gaussians import oversize, transparency
 from lib.losses.perceptual import load_lpips
 from lib.losses.photometric import visible_l1
+from lib.networks.precision import chosen_precision
 from lib.networks.upsampler import SCALE, Upsampler, UpsamplerConfig
 from lib.tensors import TensorBundle, keyed_generator
 from lib.training.checkpoint import Checkpoint
+from lib.training.optimizer import adam
 from lib.training.stage import AbstractStage, Comparison, StepReport
 from lib.training.trainer import TrainerConfig
 
@@ -134,9 +136,10 @@ class GaussianHeadStage(AbstractStage):
         groups = [{"params": list(self.avatar.upsampler.parameters()), "lr": config.lr_net * rates.pop("supres")}]
         groups += [{"params": [getattr(head, name)], "lr": config.lr_net * rate} for name, rate in rates.items()]
         groups.append({"params": [parameter for name, parameter in head.named_parameters() if name not in rates], "lr": config.lr_net})
-        self.optimizers = {"adam": torch.optim.Adam(groups, betas=betas)}
+        self.optimizers = {"adam": adam(groups, device, betas=betas)}
         if config.optimize_pose:
-            self.optimizers["pose"] = torch.optim.Adam(self.pose_offsets.parameters(), lr=config.lr_pose)
+            self.optimizers["pose"] = adam([{"params": list(self.pose_offsets.parameters())}], device, lr=config.lr_pose)
+        self.compute_with(chosen_precision(config.trainer.precision, device), *([] if self.lpips is None else [self.lpips]))
 
     @staticmethod
     def _start(config: GaussianHeadTrainConfig, capture: HeadCapture) -> "_Start":

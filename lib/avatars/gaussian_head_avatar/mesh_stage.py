@@ -1,7 +1,6 @@
 """Training of the mesh head."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,9 +18,11 @@ from lib.datasets.head_capture import HeadCapture
 from lib.losses.mesh import laplacian_smoothness
 from lib.losses.photometric import visible_l1
 from lib.losses.silhouette import one_minus_iou
+from lib.networks.precision import chosen_precision
 from lib.render.mesh.contract import MeshImage
 from lib.render.mesh.interface import render_mesh
 from lib.tensors import TensorBundle
+from lib.training.optimizer import adam
 from lib.training.stage import AbstractStage, Comparison, StepReport
 from lib.training.trainer import TrainerConfig
 
@@ -78,12 +79,10 @@ class MeshHeadStage(AbstractStage):
         self.config = config.model_copy(update={"meshheadmodule": self.head.config})
         self.modules = nn.ModuleDict({"meshhead": self.head})
         networks = [parameter for name, parameter in self.head.named_parameters() if name != "landmarks_3d_neutral"]
-        fused = True if device.type == "cuda" else None  # one kernel for all weights
-        adam = torch.optim.Adam([
+        self.optimizers = {"adam": adam([
             {"params": networks, "lr": config.lr_net}, {"params": [self.head.landmarks_3d_neutral], "lr": config.lr_lmk},
-        ], fused=fused)
-        adam.register_load_state_dict_pre_hook(lambda _, state: _with_fused(state, fused))
-        self.optimizers = {"adam": adam}
+        ], device)}
+        self.compute_with(chosen_precision(config.trainer.precision, device))
 
     @staticmethod
     def _start(config: MeshHeadTrainConfig, capture: HeadCapture, device: torch.device) -> MeshHead:
@@ -136,8 +135,3 @@ class MeshHeadStage(AbstractStage):
             # Summed over the whole batch, as published: what is averaged over its parts is that many times larger.
             laplacian=laplacian_smoothness(deformed.mesh.vertices_world, deformed.mesh.faces) * (self.config.batch_size / len(batch.frame)),
         )
-
-
-def _with_fused(state: dict[str, Any], fused: bool | None) -> dict[str, Any]:
-    """A loaded state for this device: a checkpoint may come from another."""
-    return state | {"param_groups": [group | {"fused": fused} for group in state["param_groups"]]}

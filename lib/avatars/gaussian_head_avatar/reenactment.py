@@ -10,9 +10,10 @@ from lib.avatars.gaussian_head_avatar.config import AvatarConfig, check_same
 from lib.avatars.gaussian_head_avatar.film import VideoConfig, film
 from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHeadConfig
 from lib.avatars.gaussian_head_avatar.published import read_gaussian_head
-from lib.avatars.gaussian_head_avatar.renderer import AvatarRenderer, Precision
+from lib.avatars.gaussian_head_avatar.renderer import AvatarRenderer
 from lib.datasets.driving import DrivingSequence
 from lib.errors import InputError
+from lib.networks.precision import Precision
 from lib.networks.upsampler import UpsamplerConfig
 from lib.training.recorder import write_seconds
 from lib.training.runtime import choose_device

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -13,12 +12,12 @@ from lib.avatars.gaussian_head_avatar.avatar import RGB, GaussianAvatar
 from lib.datasets.driving import DrivingFrame
 from lib.geometry.camera import Camera
 from lib.geometry.head_pose import HeadPose, SolvedHeadPose
+from lib.networks.precision import Precision
 from lib.networks.upsampler import SCALE
 from lib.render.gaussian.contract import DEFAULT, Capacity, RasterOptions
 from lib.render.gaussian.interface import rasterize
 from lib.render.replay import Replay, can_record
 
-Precision = Literal["high", "highest"]
 PAIRS_PER_GAUSSIAN, PAIRS_LEAST = 32, 1 << 20  # first room for pairs of tiles and Gaussians, of 16 bytes each; more is made when it is needed
 
 
