@@ -141,7 +141,8 @@ class _Loop:
                 self.recorder.line(f"{name}: stopped by a signal, step {done} of {self.steps} is saved")
                 raise Stopped(f"stopped at step {done} of {self.steps}, which is saved; the same command again goes on", stop)
             ready = time.perf_counter()
-        self.recorder.line(f"{name}: finished {self.steps} steps; {self.folder / f'{name}_latest'}")
+        if self.first:
+            self.recorder.line(f"{name}: finished {self.steps} steps; {self.folder / f'{name}_latest'}")
 
     def _loaded(self, first: int) -> Iterator[HeadBatch]:
         """Batches in order, by loading processes if there are some. Raises InputError for a picture that cannot be used."""
