@@ -148,8 +148,9 @@ class _Loop:
                 self.recorder.line(f"{name}: stopped by a signal, step {done} of {self.steps} is saved")
                 raise Stopped(f"stopped at step {done} of {self.steps}, which is saved; the same command again goes on", stop)
             ready = time.perf_counter()
-        share = waited / max(1e-9, time.perf_counter() - began)
-        self.recorder.line(f"{name}: finished {self.steps} steps, {share:.0%} of the time waiting for data; {self.folder / f'{name}_latest'}")
+        if self.first:
+            share = waited / max(1e-9, time.perf_counter() - began)
+            self.recorder.line(f"{name}: finished {self.steps} steps, {share:.0%} of the time waiting for data; {self.folder / f'{name}_latest'}")
 
     def _advice(self, share: float) -> str:
         """What to do where training waits for data."""
