@@ -86,7 +86,7 @@ def profile(stage: MeshHeadStage, batches: list[HeadBatch], cuda: bool) -> dict[
     launched = 0
     for event in profiler.events():
         if event.device_type == ON_DEVICE:
-            if event.name not in (*names, "step"):  # regions are drawn on the device, too
+            if event.name not in (*names, "step") and not event.name.startswith("Optimizer."):  # regions are also drawn on the device
                 kernels[event.name[:80]] += event.device_time_total
                 launched += 1
             continue
