@@ -10,8 +10,8 @@ from torch.nn import functional
 from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
 from lib.errors import InputError
 from lib.networks.mlp import MLP, mean_squared_norm, resolve_widths
-from lib.networks.precision import rough_products
 from lib.networks.positional_encoding import encoded_width, positional_encoding
+from lib.networks.precision import rough_products
 from lib.networks.upsampler import Upsampler, UpsamplerConfig
 
 WIDTHS = [(5, 7, 4), (6, 8, 9, 3), (5, 8, 7, 6, 2), (5, 7, 8, 9, 10, 6, 3)]

@@ -20,8 +20,8 @@ from lib.errors import InputError
 from lib.geometry.head_pose import HeadPose
 from lib.geometry.tetmesh import BoundingBox, IsoSurface, TetGrid, body_centred_grid, check_crossings, find_crossings, oriented, subdivide, zero_level
 from lib.networks.mlp import MLP, mean_squared_norm, resolve_widths
-from lib.networks.precision import rough_products
 from lib.networks.positional_encoding import encoded_width, positional_encoding
+from lib.networks.precision import rough_products
 from lib.tensors import TensorBundle, keyed_generator
 from lib.training.distributed import is_first
 from lib.training.runtime import is_terminal
