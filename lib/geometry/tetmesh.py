@@ -108,11 +108,11 @@ def subdivide(grid: TetGrid) -> TetGrid:
 
 @dataclass(frozen=True)
 class Crossings(TensorBundle):
-    """Where the zero level crosses a grid. It follows from the signs at the grid's vertices alone, so a field is needed at `rows` only."""
+    """Where the zero level crosses a grid. It follows from the signs at the grid's vertices alone, so a field is needed at `ends` only."""
 
-    rows: Int[Tensor, "K"]  # grid vertices at the ends of crossed edges, in order
+    ends: Int[Tensor, "K"]  # grid vertices at the ends of crossed edges, in order
     outside: Bool[Tensor, "K"]  # their signs
-    edges: Int[Tensor, "M 2"]  # crossed edges as places in `rows`, lower vertex first; one vertex of the surface each
+    edges: Int[Tensor, "M 2"]  # crossed edges as places in `ends`, lower vertex first; one vertex of the surface each
     faces: Int[Tensor, "F 3"]  # triangles of the surface
 
 
@@ -142,7 +142,7 @@ def find_crossings(tets: Int[Tensor, "T 4"], outside: Bool[Tensor, "N"]) -> Cros
 def zero_level(
     crossings: Crossings, positions: Float[Tensor, "K 3"], sdf: Float[Tensor, "K"], features: Float[Tensor, "K C"]
 ) -> IsoSurface:
-    """The surface of a field given at `crossings.rows`, linear on every edge; differentiable in positions, sdf and features.
+    """The surface of a field given at `crossings.ends`, linear on every edge; differentiable in positions, sdf and features.
 
     A value whose sign is not the one that the crossings were found with (by other rounding) counts as zero: the surface passes through
     that grid vertex, and nothing is divided by zero.
@@ -167,7 +167,7 @@ def marching_tetrahedra(
     """
     crossings = find_crossings(grid.tets, sdf > 0)
     check_crossings(crossings, sdf)
-    rows = crossings.rows
+    rows = crossings.ends
     return zero_level(crossings, positions.index_select(0, rows), sdf.index_select(0, rows), features.index_select(0, rows))
 
 

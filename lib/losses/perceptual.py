@@ -135,7 +135,8 @@ class Lpips(nn.Module):
                 a, b = layer(a), layer(b)
             if number in self.compared:
                 head = self.get_submodule(self.compared[number])
-                distance = distance + head((unit_vectors(a.float()) - unit_vectors(b.float())).square()).mean(dim=(1, 2, 3))
+                own, other = (features.to(image.dtype) for features in (a, b))
+                distance = distance + head((unit_vectors(own) - unit_vectors(other)).square()).mean(dim=(1, 2, 3))
         return distance
 
 

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from lib.config import Config
 from lib.datasets.batches import HeadBatch
 from lib.errors import NumericalError
+from lib.networks.precision import Precision, products
 from lib.training.distributed import Exchange, Pass
+from lib.training.watch import NumberWatch
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class AbstractStage(ABC):
 
     `modules` holds everything learned, `optimizers` everything that updates it; both go into the checkpoint. `name` is
     the prefix of its files; `config` the resolved configuration that the checkpoint keeps; `remarks` are lines about the
-    data, printed before the first step; `exchange` is with the other processes of a run, if the trainer gave one.
+    data, printed before the first step; `exchange` is with the other processes of a run, if the trainer gave one; `precision` is that of
+    the networks; `watch` is there where steps whose numbers are not finite are skipped instead of ending the run.
     """
 
     name: str
@@ -44,6 +47,8 @@ class AbstractStage(ABC):
     optimizers: dict[str, torch.optim.Optimizer]
     remarks: tuple[str, ...] = ()
     exchange: Exchange = Exchange()
+    precision: Precision = "highest"
+    watch: NumberWatch | None = None
 
     @abstractmethod
     def step(self, batch: HeadBatch, step: int) -> StepReport:
@@ -63,7 +68,8 @@ class AbstractStage(ABC):
     def descend(self, passes: Iterable[dict[str, Tensor]], weights: dict[str, float]) -> StepReport:
         """One step of every optimizer down the weighted sum of the terms, averaged over passes (made one after the other) and processes.
 
-        Raises NumericalError naming the terms or the gradient that are not finite, before any weight changes.
+        Raises NumericalError naming the terms or the gradient that are not finite, before any weight changes; with a watch, only where
+        that happens again and again.
         """
         parameters = [parameter for parameter in self.modules.parameters() if parameter.requires_grad]
         made: list[Pass] = []
@@ -71,7 +77,7 @@ class AbstractStage(ABC):
             self.modules.zero_grad(set_to_none=True)
             total = torch.stack([weights[name] * term for name, term in terms.items() if weights[name] > 0]).sum()
             # In this thread: the kernels of the rasterizer are started from Python, which is slower from autograd's own.
-            with torch.autograd.set_multithreading_enabled(False):
+            with products(self.precision), torch.autograd.set_multithreading_enabled(False):
                 total.backward()
             made.append(Pass([parameter.grad for parameter in parameters], torch.stack([total, *terms.values()]).detach()))
         mean = self.exchange.mean(parameters, made)
@@ -79,7 +85,13 @@ class AbstractStage(ABC):
         # The same numbers in every process: all go on, or none.
         gradients = {name: parameter.grad for name, parameter in self.modules.named_parameters() if parameter.grad is not None}
         largest = torch.nn.utils.get_total_norm(list(gradients.values()), norm_type=torch.inf)
-        if not bool(torch.isfinite(report.total + largest)):
+        if self.watch is not None:
+            counted = {"total": report.total, **{name: term for name, term in report.terms.items() if weights[name] > 0}, "largest gradient": largest}
+            numbers = torch.stack(list(counted.values()))
+            self.watch.note(tuple(counted), numbers)
+            for optimizer in self.optimizers.values():
+                optimizer.found_inf = (~torch.isfinite(numbers).all()).float()  # with which a fused optimizer changes nothing
+        elif not bool(torch.isfinite(report.total + largest)):
             if bool(torch.isfinite(report.total)):
                 raise NumericalError(f"the gradient of {_not_finite(gradients)} is not finite")
             counted = ", ".join(f"{name} = {float(term):.4g}" for name, term in report.terms.items() if weights[name] > 0)

@@ -16,7 +16,6 @@ from lib.datasets.batches import HeadBatch
 from lib.datasets.sampler import TrainingBatches
 from lib.errors import InputError, NumericalError, Stopped
 from lib.metrics.psnr import psnr
-from lib.networks.precision import PrecisionChoice
 from lib.training import distributed
 from lib.training.checkpoint import remove_leftovers, save_checkpoint
 from lib.training.loading import load
@@ -40,9 +39,6 @@ class TrainerConfig(Config):
     seed: int = Field(0, ge=0, description="of initial weights, sample order, views and augmentation")
     accumulate: int = Field(1, gt=0, description="passes in which a process makes its share of a batch: less memory, the same step")
     workers: int = Field(0, ge=0, description="threads of each process that load images ahead of their step; 0 loads each at its step")
-    precision: PrecisionChoice = Field(
-        "auto", description="highest: float32; high: on CUDA, factors of matrix products of 11 bits (TF32) and super-resolution in bfloat16; "
-        "auto: high on CUDA, highest on a CPU")
     final_lr_factor: float = Field(1.0, gt=0, le=1, description="learning rates fall exponentially to this fraction of their start")
     validate_every: int = Field(1000, gt=0, description="steps between held-out psnr and preview pictures")
     validate_count: int = Field(4, gt=0, description="held-out pictures per validation, spread over the frames")
@@ -119,13 +115,18 @@ class _Loop:
         for step, batch in enumerate(bar, start=start.step):
             waited += time.perf_counter() - ready
             factor = self._set_rates(step)
+            watch = self.stage.watch
             with self._explained(step):
+                if watch is not None:
+                    watch.step = step + 1
                 report = self.stage.step(batch.to(self.device), step)
+            for line in watch.lines() if watch is not None and self.first else ():
+                self.recorder.line(f"{name}: {line}")
             done = step + 1
             self.progress = dataclasses.replace(self.progress, step=done, seconds=start.seconds + time.perf_counter() - began)
             if self.first and (done % frequency.show_freq == 0 or done == self.steps):
                 values = {"total": float(report.total)} | {key: float(value) for key, value in report.terms.items()}
-                self.recorder.scalars(values | {"lr_factor": factor}, done)
+                self.recorder.scalars(values | {"lr_factor": factor} | ({} if watch is None else {"skipped_steps": watch.skipped}), done)
                 bar.set_postfix({"total": f"{values['total']:.4f}"}, refresh=False)
             copies: list[Path] = []
             if self.first and (done % self.config.validate_every == 0 or done == self.steps):

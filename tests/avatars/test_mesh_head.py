@@ -5,7 +5,6 @@ import torch
 
 from lib.avatars.gaussian_head_avatar import mesh_head
 from lib.avatars.gaussian_head_avatar.mesh_head import MeshHead, MeshHeadConfig, with_exact_signs
-from lib.avatars.gaussian_head_avatar.mesh_stage import _with_fused
 from lib.errors import InputError
 from lib.geometry.tetmesh import TetGrid, marching_tetrahedra, subdivide
 
@@ -125,17 +124,3 @@ def test_no_surface_is_said_with_the_range_of_the_field(head):
         head.geometry.layers[-1].bias[0] = 50.0
     with pytest.raises(InputError, match=r"positive at all \d+ grid vertices \(from .* to 1\)"):
         head.neutral_surface()
-
-
-def test_optimizers_of_another_device_are_loaded():
-    weight = torch.nn.Parameter(torch.ones(3))
-    saved = torch.optim.Adam([{"params": [weight], "lr": 0.1}], fused=True)
-    weight.grad = torch.ones(3)
-    saved.step()
-    state = saved.state_dict()
-    loaded = torch.optim.Adam([weight], lr=0.2)
-    loaded.register_load_state_dict_pre_hook(lambda _, state: _with_fused(state, None))
-    loaded.load_state_dict(state)
-    assert (loaded.param_groups[0]["fused"], loaded.param_groups[0]["lr"]) == (None, 0.1)
-    assert state["param_groups"][0]["fused"] is True
-    loaded.step()

@@ -251,9 +251,9 @@ def test_crossings_are_where_signs_change():
     outside = wavy(grid) > 0
     crossings = find_crossings(grid.tets, outside)
     edges = {tuple(sorted(pair)) for tet in grid.tets.tolist() for pair in combinations(tet, 2) if outside[pair[0]] != outside[pair[1]]}
-    assert [tuple(edge) for edge in crossings.rows[crossings.edges].tolist()] == sorted(edges)
-    assert crossings.rows.tolist() == sorted({row for edge in edges for row in edge})
-    assert torch.equal(crossings.outside, outside[crossings.rows])
+    assert [tuple(edge) for edge in crossings.ends[crossings.edges].tolist()] == sorted(edges)
+    assert crossings.ends.tolist() == sorted({row for edge in edges for row in edge})
+    assert torch.equal(crossings.outside, outside[crossings.ends])
     assert torch.equal(find_crossings(grid.tets, outside).faces, crossings.faces)
     assert len(find_crossings(grid.tets, torch.ones_like(outside)).faces) == 0
 
@@ -263,14 +263,14 @@ def test_the_surface_needs_the_field_at_the_ends_of_crossed_edges_only():
     grid = double_grid([[-1.5, 1.5]] * 3, 6)
     sdf = wavy(grid)
     crossings = find_crossings(grid.tets, sdf > 0)
-    assert len(crossings.rows) < 0.6 * len(sdf)
-    elsewhere = torch.ones_like(sdf, dtype=torch.bool).index_fill(0, crossings.rows, False)
+    assert len(crossings.ends) < 0.6 * len(sdf)
+    elsewhere = torch.ones_like(sdf, dtype=torch.bool).index_fill(0, crossings.ends, False)
     other = torch.where(elsewhere, 100.0 * sdf, sdf)
     expected = marching_tetrahedra(grid, grid.vertices, sdf, grid.vertices)
     found = marching_tetrahedra(grid, torch.where(elsewhere[:, None], torch.nan, grid.vertices), other, grid.vertices)
     for a, b in ((found.vertices, expected.vertices), (found.features, expected.features), (found.faces, expected.faces)):
         assert torch.equal(a, b)
-    rows = crossings.rows
+    rows = crossings.ends
     own = zero_level(crossings, grid.vertices[rows], sdf[rows], grid.vertices[rows])
     assert torch.equal(own.vertices, expected.vertices)
 
@@ -280,7 +280,7 @@ def test_a_value_of_the_other_sign_counts_as_zero():
     grid = double_grid([[-1.5, 1.5]] * 3, 4)
     sdf = wavy(grid)
     crossings = find_crossings(grid.tets, sdf > 0)
-    rows = crossings.rows
+    rows = crossings.ends
     values = sdf[rows].clone()
     wrong = torch.arange(len(rows)) % 7 == 0
     values[wrong] = -1e-9 * values[wrong].sign()

@@ -23,11 +23,13 @@ class Zoom:
     def apply(self, image: Float[Tensor, "B C H W"], scale: int) -> Float[Tensor, "B C H W"]:
         """Nearest resampling, then cropping or padding with 1 to the old size; `scale` = pixels per coarse pixel."""
         count = self.window * scale
-        rows, inside_rows = self._source(self.top, scale, count)
-        columns, inside_columns = self._source(self.left, scale, count)
-        picked = image[torch.arange(len(image))[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-        inside = (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None].to(image.device)
-        return torch.where(inside, picked, torch.full_like(picked, PADDING))
+        (rows, inside_rows), (columns, inside_columns) = ([part.to(image.device) for part in self._source(start, scale, count)]
+                                                          for start in (self.top, self.left))
+        # One direction after the other: unlike that of indexing, the gradient of index_select needs no sorting.
+        picked = torch.cat([
+            picture.index_select(2, row).index_select(3, column) for picture, row, column in zip(image.split(1), rows, columns, strict=True)])
+        inside = (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
+        return torch.where(inside, picked, PADDING)
 
     def _source(self, start: Int[Tensor, "B"], scale: int, count: int) -> tuple[Tensor, Tensor]:
         position = torch.arange(count) + (start * scale)[:, None]

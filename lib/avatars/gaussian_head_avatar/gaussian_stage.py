@@ -26,13 +26,14 @@ from lib.geometry.head_pose import HeadPose
 from lib.losses.gaussians import oversize, transparency
 from lib.losses.perceptual import load_lpips
 from lib.losses.photometric import visible_l1
-from lib.networks.precision import chosen_precision
+from lib.networks.precision import PrecisionChoice, chosen_precision, set_precision
 from lib.networks.upsampler import SCALE, Upsampler, UpsamplerConfig
 from lib.tensors import TensorBundle, keyed_generator
 from lib.training.checkpoint import Checkpoint
 from lib.training.optimizer import adam
 from lib.training.stage import AbstractStage, Comparison, StepReport
 from lib.training.trainer import TrainerConfig
+from lib.training.watch import NumberWatch
 
 
 class GaussianLossConfig(Config):
@@ -66,6 +67,9 @@ class GaussianTrainerConfig(TrainerConfig):
     """Section `trainer` of stage 2."""
 
     epochs: int = Field(1000, gt=0, description="passes over the training frames when steps is not given")
+    precision: PrecisionChoice = Field(
+        "auto", description="highest: float32; high: on CUDA, factors of matrix products of 11 bits (TF32), super-resolution and LPIPS in bfloat16, "
+        "and single steps that go wrong are skipped; auto: high on CUDA, highest on a CPU")
 
 
 class GaussianHeadTrainConfig(AvatarConfig):
@@ -139,7 +143,11 @@ class GaussianHeadStage(AbstractStage):
         self.optimizers = {"adam": adam(groups, device, betas=betas)}
         if config.optimize_pose:
             self.optimizers["pose"] = adam([{"params": list(self.pose_offsets.parameters())}], device, lr=config.lr_pose)
-        self.compute_with(chosen_precision(config.trainer.precision, device), *([] if self.lpips is None else [self.lpips]))
+        self.precision = chosen_precision(config.trainer.precision, device)
+        for networks in (self.modules, *([] if self.lpips is None else [self.lpips])):
+            set_precision(networks, self.precision)
+        if self.precision == "high" and device.type == "cuda":
+            self.watch = NumberWatch()
 
     @staticmethod
     def _start(config: GaussianHeadTrainConfig, capture: HeadCapture) -> "_Start":

@@ -203,9 +203,9 @@ class MeshHead(nn.Module):
             signs = self._signs(grid.vertices)
             crossings = find_crossings(grid.tets, signs > 0)
             check_crossings(crossings, signs)
-        points = torch.cat([grid.vertices.index_select(0, crossings.rows), others])
+        points = torch.cat([grid.vertices.index_select(0, crossings.ends), others])
         sdf, offset, feature = self._fields(points)
-        count = len(crossings.rows)
+        count = len(crossings.ends)
         positions = points[:count] + offset[:count].tanh() / (OFFSET_DIVISOR * 2.0**subdivisions)
         return zero_level(crossings, positions, sdf[:count], feature[:count]), sdf[count:], offset[count:]
 

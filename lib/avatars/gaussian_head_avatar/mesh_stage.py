@@ -18,7 +18,6 @@ from lib.datasets.head_capture import HeadCapture
 from lib.losses.mesh import laplacian_smoothness
 from lib.losses.photometric import visible_l1
 from lib.losses.silhouette import one_minus_iou
-from lib.networks.precision import chosen_precision
 from lib.render.mesh.contract import MeshImage
 from lib.render.mesh.interface import render_mesh
 from lib.tensors import TensorBundle
@@ -82,7 +81,6 @@ class MeshHeadStage(AbstractStage):
         self.optimizers = {"adam": adam([
             {"params": networks, "lr": config.lr_net}, {"params": [self.head.landmarks_3d_neutral], "lr": config.lr_lmk},
         ], device)}
-        self.compute_with(chosen_precision(config.trainer.precision, device))
 
     @staticmethod
     def _start(config: MeshHeadTrainConfig, capture: HeadCapture, device: torch.device) -> MeshHead:
