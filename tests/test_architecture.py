@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
-    "errors", "files", "tensors", "config", "geometry", "networks", "flame", "gaussians", "datasets", "render", "losses", "metrics", "training",
-    "avatars",
+    "errors", "files", "kernels", "tensors", "config", "geometry", "networks", "flame", "gaussians", "datasets", "render", "losses", "metrics",
+    "training", "avatars",
 ]
 FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "helpers", "helper"}
 FILES = sorted((ROOT / "lib").rglob("*.py"))

@@ -1,19 +1,32 @@
 """Nearest neighbours by chunked brute force: exact, no index to build, any device."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from lib.kernels import runs_kernels
 
 # Upper bound of distances held at once: 64 MB in float32.
 CHUNK_DISTANCES = 1 << 24
+BLOCK, TARGETS = 128, 32  # points and targets that a program of the kernel compares at once
 
 
 def nearest_squared(points: Float[Tensor, "N 3"], targets: Float[Tensor, "L 3"]) -> Float[Tensor, "N"]:
     """Squared distance to the nearest target; differentiable in both."""
-    with torch.no_grad():
-        rows = max(1, CHUNK_DISTANCES // len(targets))
-        nearest = torch.cat([_squared(part, targets).argmin(dim=1) for part in points.split(rows)])
-    return (points - targets.index_select(0, nearest)).square().sum(dim=1)
+    return (points - targets.index_select(0, _nearest(points.detach(), targets.detach()))).square().sum(dim=1)
+
+
+def _nearest(points: Float[Tensor, "N 3"], targets: Float[Tensor, "L 3"]) -> Int[Tensor, "N"]:
+    if runs_kernels(points) and len(points):  # cdist takes a hundred times longer on a GPU
+        from lib.geometry.neighbor_kernels import nearest
+
+        rows = torch.empty(len(points), dtype=torch.int64, device=points.device)
+        with torch.cuda.device_of(points):
+            nearest[(-(-len(points) // BLOCK),)](
+                points.contiguous(), targets.contiguous(), rows, len(points), len(targets), BLOCK=BLOCK, TARGETS=TARGETS)
+        return rows
+    rows = max(1, CHUNK_DISTANCES // len(targets))
+    return torch.cat([_squared(part, targets).argmin(dim=1) for part in points.split(rows)])
 
 
 def mean_squared_to_nearest(points: Float[Tensor, "N 3"], count: int) -> Float[Tensor, "N"]:

@@ -1,14 +1,12 @@
 """An MLP whose weights and points no longer change: for drawing."""
 
-import importlib.util
-import os
-import shutil
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lib.kernels import runs_kernels
 from lib.networks.mlp import MLP, NEGATIVE_SLOPE
 
 BLOCK, BLOCK_IN, BLOCK_OUT, STAGES = 128, 64, 128, 3  # points, inputs and outputs of a program of the kernel; it pipelines inputs
@@ -46,7 +44,8 @@ class FrozenMLP:
                 points = torch.nn.functional.linear(local, by_point).to(torch.float32 if index == last else dtype)
             self.layers.append(FrozenLayer(weight.to(dtype).contiguous() if index else None, points, code_weight, layer.bias.detach()))
         hidden = [layer.weight.shape[1] for layer in self.layers[1:]]
-        self._by_kernel = runs_kernel(local, dtype) and all(width % LEAST == 0 for width in hidden)
+        computed = torch.float16 if local.is_cuda else torch.float32
+        self._by_kernel = runs_kernels(local) and dtype is computed and all(width % LEAST == 0 for width in hidden)
 
     def __call__(self, code: Float[Tensor, "B K"]) -> Float[Tensor, "B N O"]:
         """Outputs at all points."""
@@ -89,13 +88,3 @@ class FrozenMLP:
 def warps_of(block_out: int) -> int:
     """Of a program of the kernel that makes so many outputs."""
     return 8 if block_out > 64 else 4
-
-
-def runs_kernel(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the kernel can run here: in float16 on CUDA where there is a C compiler, in float32 under Triton's interpreter."""
-    if importlib.util.find_spec("triton") is None:
-        return False
-    if not x.is_cuda:
-        return dtype is torch.float32 and os.environ.get("TRITON_INTERPRET") == "1"
-    compiler = os.environ.get("CC") or any(shutil.which(name) for name in ("cc", "gcc", "clang"))
-    return bool(compiler) and dtype is torch.float16 and torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (8, 0)

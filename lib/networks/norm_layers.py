@@ -16,8 +16,6 @@ Convolutions come on top. So the normalised small image is never written before 
 gradient of the latter.
 """
 
-import importlib.util
-import os
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lib.errors import InputError
+from lib.kernels import runs_kernels
 
 EPS = 1e-5  # of the variance, as nn.InstanceNorm2d has it
 # Shapes of the programs: values per step, warps, steps. With 4 warps, 1024 values are one access of 16 bytes per thread in bfloat16.
@@ -42,17 +41,17 @@ MAX_PIXELS = 2**31 - 1
 
 def norm_relu(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
     """ReLU of the values standardised per image and channel."""
-    return _NormRelu.apply(_dense(x)) if runs_kernels(x) else norm_relu_twin(x)
+    return _NormRelu.apply(_dense(x)) if _by_kernels(x) else norm_relu_twin(x)
 
 
 def norm_relu_grow(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C H W"]:
     """The same, then bilinear x2 with align_corners=True."""
-    return _NormReluGrow.apply(_dense(x)) if runs_kernels(x) else norm_relu_grow_twin(x)
+    return _NormReluGrow.apply(_dense(x)) if _by_kernels(x) else norm_relu_grow_twin(x)
 
 
 def norm_relu_show(x: Float[Tensor, "B C H W"], weight: Float[Tensor, "O C"], bias: Float[Tensor, "O"]) -> Float[Tensor, "B O H W"]:
     """`norm_relu`, then a 1x1 convolution and a sigmoid: a picture of contiguous planes, float32 if x has less."""
-    return _NormReluShow.apply(_dense(x), weight, bias) if runs_kernels(x) else norm_relu_show_twin(x, weight, bias)
+    return _NormReluShow.apply(_dense(x), weight, bias) if _by_kernels(x) else norm_relu_show_twin(x, weight, bias)
 
 
 def norm_relu_twin(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
@@ -71,13 +70,8 @@ def norm_relu_show_twin(x: Float[Tensor, "B C H W"], weight: Float[Tensor, "O C"
     return torch.einsum("bchw,oc->bohw", hidden, weight.to(hidden.dtype)).add(bias.to(hidden.dtype)[:, None, None]).sigmoid().contiguous()
 
 
-def runs_kernels(x: Tensor) -> bool:
-    """Whether the kernels can take this tensor here; otherwise the twins do."""
-    if x.dtype not in (torch.float32, torch.bfloat16) or importlib.util.find_spec("triton") is None:
-        return False
-    if x.is_cuda:
-        return torch.version.hip is None and torch.cuda.get_device_capability(x.device) >= (8, 0)
-    return os.environ.get("TRITON_INTERPRET") == "1"
+def _by_kernels(x: Tensor) -> bool:
+    return runs_kernels(x, torch.float32, torch.bfloat16)
 
 
 def _standardized(x: Tensor) -> Tensor:

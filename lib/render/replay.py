@@ -5,9 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lib.gaussians.cloud import GaussianCloud
+from lib.kernels import triton_missing
 from lib.render.gaussian.contract import Capacity
-from lib.render.gaussian.tiled import triton_obstacle
 
 INPUTS_IN_FLIGHT = 4  # sets of inputs that the host may write before the device has read the first
 WARM_UP = 2  # calls before recording: they compile kernels and choose algorithms
@@ -15,7 +14,7 @@ WARM_UP = 2  # calls before recording: they compile kernels and choose algorithm
 
 def can_record(device: torch.device) -> bool:
     """Whether drawings of float32 Gaussians on this device can be recorded: kernels draw them there, not the reference."""
-    return device.type == "cuda" and triton_obstacle(GaussianCloud(*torch.zeros(5, device=device))) is None
+    return device.type == "cuda" and triton_missing(False) is None
 
 
 class Replay:

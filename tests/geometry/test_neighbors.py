@@ -5,6 +5,7 @@ import torch
 
 from lib.geometry import neighbors
 from lib.geometry.neighbors import mean_squared_to_nearest, nearest_squared
+from tests.render.triton_process import installed, interpreted, run_interpreted, starts_interpreter
 
 
 def table(points, targets):
@@ -80,3 +81,18 @@ def test_chunking_changes_nothing(monkeypatch, limit):
     assert torch.equal(nearest_squared(points, targets), whole[0])
     assert torch.equal(mean_squared_to_nearest(points, 3), whole[1])
     assert len(calls) > 2  # there were chunks
+
+
+@interpreted
+@pytest.mark.parametrize(("count", "targets"), [(1, 1), (300, 1), (129, 70), (5, 33)])
+def test_the_kernel_finds_the_first_of_the_nearest(count, targets):
+    generator = torch.Generator().manual_seed(count)
+    points, others = torch.randn(count, 3, generator=generator), torch.randn(targets, 3, generator=generator)
+    others[-1] = others[0]  # equally near: the first
+    assert torch.equal(neighbors._nearest(points, others), (points[:, None] - others).square().sum(dim=-1).argmin(dim=1))
+
+
+@installed
+@starts_interpreter
+def test_under_the_interpreter():
+    run_interpreted(__file__)

@@ -13,6 +13,7 @@ from lib.avatars.gaussian_head_avatar.mesh_stage import MeshHeadStage, MeshHeadT
 from lib.datasets.head_capture import HeadCapture
 from lib.datasets.sampler import TrainingBatches
 from lib.geometry.camera import Camera, look_at
+from lib.geometry.neighbors import nearest_squared
 from lib.geometry.tetmesh import TetGrid, body_centred_grid, marching_tetrahedra
 from lib.networks.precision import rough_products
 from lib.render.mesh import boxed, interface
@@ -68,7 +69,8 @@ def test_kernels_draw_what_the_reference_draws(cells, views, width, height, chan
     # The same float32 positions: the same pixels, but for those whose face another rounding exchanges for its neighbour.
     assert int((covered != (rounded[1] == 1)).sum()) <= 2
     same = (covered == (exact[1] == 1)) & ((ours[2] - exact[2]).abs() < 1e-4)
-    assert float(same.float().mean()) > 0.998
+    rounding = (rounded[1] == exact[1]) & ((rounded[2] - exact[2]).abs() < 1e-4)  # the same, of the reference in float32
+    assert float(same.float().mean()) > float(rounding.float().mean()) - 5e-4
     for value, other in zip((ours[0], ours[1], ours[2]), (exact[0], exact[1], exact[2]), strict=True):
         assert float(((value - other).abs() * same).max()) < 2e-3
         assert float(((value - other) * same).norm() / other.norm()) < 1e-4
@@ -171,3 +173,8 @@ def test_steps_lower_the_loss(made, tmp_path, subdivide):
     adam.load_state_dict(state)
     assert all(group["fused"] is True for group in adam.param_groups)
     stage.step(batch, 30)
+
+
+def test_nearest_points_are_those_of_the_cpu():
+    points, targets = torch.randn(5000, 3, generator=torch.Generator().manual_seed(0)), torch.randn(161, 3, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(nearest_squared(points.to(DEVICE), targets.to(DEVICE)).cpu(), nearest_squared(points, targets))

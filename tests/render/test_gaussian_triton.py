@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from lib import kernels
 from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
@@ -557,10 +558,10 @@ def test_cpu_tensors_are_refused():
 
 
 def test_missing_package_is_an_obstacle(monkeypatch):
-    monkeypatch.setattr(tiled.importlib.util, "find_spec", lambda name: None)
-    tiled.triton_missing.cache_clear()
-    assert "not installed" in tiled.triton_missing(True)
-    tiled.triton_missing.cache_clear()
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+    kernels.triton_missing.cache_clear()
+    assert "not installed" in kernels.triton_missing(True)
+    kernels.triton_missing.cache_clear()
 
 
 def test_choice_is_said_once(capsys):

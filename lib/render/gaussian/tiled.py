@@ -7,9 +7,7 @@ waits, and the call can be recorded in a CUDA graph. Runs on the CPU under Trito
 
 import functools
 import importlib
-import importlib.util
 import os
-import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
+from lib.kernels import triton_missing
 from lib.render.gaussian.contract import DEFAULT, PAIRS_MAX, FeatureImage, RasterOptions, room_for
 from lib.render.gaussian.installed import gradient_obstacle, refuse_obstacles
 from lib.render.gaussian.launch import HostWords, Launch, Layout, Replays, aligned, on_device
@@ -70,16 +69,6 @@ def gluon_obstacle(cloud: GaussianCloud) -> str | None:
     if reason is None and not cloud.means.is_cuda:
         return "it cannot be interpreted"
     return reason or _without_gluon(cloud.means.device)
-
-
-@functools.cache
-def triton_missing(interpreted: bool) -> str | None:
-    """What kernels need and is not here, or None."""
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
-    if not interpreted and not (os.environ.get("CC") or any(shutil.which(name) for name in ("cc", "gcc", "clang"))):
-        return "triton needs a C compiler: cc, gcc or clang on the PATH, or the variable CC"
-    return None
 
 
 @functools.cache

@@ -14,8 +14,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from lib.errors import InputError
 from lib.geometry.camera import Camera
 from lib.geometry.trimesh import face_normals
+from lib.kernels import triton_missing
 from lib.render.gaussian.launch import on_device
-from lib.render.gaussian.tiled import triton_missing
 from lib.render.mesh.contract import MeshImage
 
 # Faces of a program and cells of their boxes looked at at once; small faces fill a few pixels, but the soft mask reaches 2.6 of 256 further.
