@@ -176,5 +176,5 @@ def test_steps_lower_the_loss(made, tmp_path, subdivide):
 
 
 def test_nearest_points_are_those_of_the_cpu():
-    points, targets = torch.randn(5000, 3, generator=torch.Generator().manual_seed(0)), torch.randn(161, 3, generator=torch.Generator().manual_seed(1))
+    points, targets = (torch.randn(count, 3, generator=torch.Generator().manual_seed(count)) for count in (5000, 161))
     torch.testing.assert_close(nearest_squared(points.to(DEVICE), targets.to(DEVICE)).cpu(), nearest_squared(points, targets))
