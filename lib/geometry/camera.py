@@ -22,8 +22,10 @@ class Camera(TensorBundle):
 
     def resized(self, width: int, height: int) -> "Camera":
         """The camera of the same picture resampled to another size in pixels."""
-        factor = self.intrinsics.new_tensor([width / self.width, height / self.height, 1.0])
-        return dataclasses.replace(self, intrinsics=self.intrinsics * factor[:, None], width=width, height=height)
+        intrinsics = self.intrinsics.clone()  # row by row, as a factor on the device would have to be waited for
+        intrinsics[..., 0, :] *= width / self.width
+        intrinsics[..., 1, :] *= height / self.height
+        return dataclasses.replace(self, intrinsics=intrinsics, width=width, height=height)
 
     def cropped(self, left: int, top: int, width: int, height: int) -> "Camera":
         """The camera of a crop whose corner is pixel (left, top); negative values and larger sizes pad."""

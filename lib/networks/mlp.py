@@ -15,13 +15,16 @@ NEGATIVE_SLOPE = 0.01
 class MLP(nn.Module):
     """Linear layers of the widths `dims`, leaky ReLU between them, none after the last.
 
-    The layer with index len(dims) // 2 receives [hidden, input]; for 3 or 4 widths that is the output layer. `precision`: of products.
+    The layer with index len(dims) // 2 receives [hidden, input]; for 3 or 4 widths that is the output layer.
+
+    precision: of products; `high` is for CUDA. `rounded`: with it, activations may be bfloat16, which is too rough for places.
     """
 
     precision: Precision = "highest"
 
-    def __init__(self, dims: Sequence[int]) -> None:
+    def __init__(self, dims: Sequence[int], rounded: bool = False) -> None:
         super().__init__()
+        self.rounded = rounded
         self.dims = tuple(dims)
         self.skip = len(dims) // 2
         self.layers = nn.ModuleList(
@@ -37,8 +40,13 @@ class MLP(nn.Module):
         `local` may lack batch dimensions that `code` has. Equal to concatenating, without writing the code N times.
         `columns`: only so many of the first outputs.
         """
-        with products(self.precision):
-            return self._outputs(local, code, columns)
+        half = self.rounded and self.precision == "high" and local.is_cuda
+        with products(self.precision), torch.autocast("cuda", torch.bfloat16, enabled=half):
+            if code is None:
+                return self._outputs(local, None, columns)
+            if len(code) > 1 or code.dim() > 2 or local.dim() > 3:
+                return self._outputs(local, code, columns)
+            return self._outputs(local.flatten(0, -2), code[0], columns)[None]
 
     def _outputs(self, local: Float[Tensor, "... N P"], code: Float[Tensor, "... K"] | None, columns: int | None) -> Float[Tensor, "... N O"]:
         hidden = local
@@ -49,13 +57,14 @@ class MLP(nn.Module):
                 weight, bias = weight[:columns], bias[:columns]
             if index == self.skip:
                 own, weight = weight.split([weight.shape[1] - self.dims[0], self.dims[0]], dim=1)
-                hidden = nn.functional.linear(hidden, own) + _input_part(weight, bias, local, code)
+                part = _input_part(weight, bias, local, code)
+                hidden = torch.addmm(part, hidden, own.T) if part.dim() == 2 else part + nn.functional.linear(hidden, own)
             elif index == 0:
                 hidden = _input_part(weight, bias, local, code)
             else:
                 hidden = nn.functional.linear(hidden, weight, bias)
             if not last:
-                hidden = nn.functional.leaky_relu(hidden, NEGATIVE_SLOPE)
+                hidden = nn.functional.leaky_relu(hidden, NEGATIVE_SLOPE, inplace=True)
         return hidden
 
 
@@ -64,8 +73,11 @@ def _input_part(
 ) -> Tensor:
     if code is None:
         return nn.functional.linear(local, weight, bias)
-    width = local.shape[-1]
-    return nn.functional.linear(local, weight[:, :width]) + nn.functional.linear(code, weight[:, width:], bias)[..., None, :]
+    by_point, by_code = weight.split([local.shape[-1], weight.shape[1] - local.shape[-1]], dim=1)
+    shared = nn.functional.linear(code, by_code, bias)
+    if shared.dim() == 1:  # one code: what it gives is a bias
+        return nn.functional.linear(local, by_point, shared)
+    return nn.functional.linear(local, by_point) + shared[..., None, :]
 
 
 def resolve_widths(

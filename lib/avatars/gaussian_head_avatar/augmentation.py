@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 SMALLEST, SPREAD = 0.8, 0.45
@@ -23,18 +23,19 @@ class Zoom:
     def apply(self, image: Float[Tensor, "B C H W"], scale: int) -> Float[Tensor, "B C H W"]:
         """Nearest resampling, then cropping or padding with 1 to the old size; `scale` = pixels per coarse pixel."""
         count = self.window * scale
-        (rows, inside_rows), (columns, inside_columns) = ([part.to(image.device) for part in self._source(start, scale, count)]
-                                                          for start in (self.top, self.left))
-        # One direction after the other: unlike that of indexing, the gradient of index_select needs no sorting.
-        picked = torch.cat([
-            picture.index_select(2, row).index_select(3, column) for picture, row, column in zip(image.split(1), rows, columns, strict=True)])
-        inside = (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
-        return torch.where(inside, picked, PADDING)
+        pictures, inside = [], []
+        for picture, size, top, left in zip(image.split(1), self.size.tolist(), self.top.tolist(), self.left.tolist(), strict=True):
+            (row, row_inside), (column, column_inside) = (_source(start * scale, size * scale, count, image.device) for start in (top, left))
+            # One direction after the other: unlike that of indexing, the gradient of index_select needs no sorting.
+            pictures.append(picture.index_select(2, row).index_select(3, column))
+            inside.append(row_inside[:, None] & column_inside)
+        return torch.where(torch.stack(inside)[:, None], torch.cat(pictures), PADDING)
 
-    def _source(self, start: Int[Tensor, "B"], scale: int, count: int) -> tuple[Tensor, Tensor]:
-        position = torch.arange(count) + (start * scale)[:, None]
-        size = (self.size * scale)[:, None]
-        return (position * count // size).clamp(0, count - 1), (position >= 0) & (position < size)
+
+def _source(start: int, size: int, count: int, device: torch.device) -> tuple[Int[Tensor, "W"], Bool[Tensor, "W"]]:
+    """Where the pixels of a window of a zoomed picture come from, and which of them are in it."""
+    position = torch.arange(count, device=device) + start
+    return torch.div(position * count, size, rounding_mode="floor").clamp(0, count - 1), (position >= 0) & (position < size)
 
 
 def random_zoom(size: int, generators: Sequence[torch.Generator]) -> Zoom:

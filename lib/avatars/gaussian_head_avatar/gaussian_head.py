@@ -110,12 +110,12 @@ class GaussianHead(nn.Module):
         self.opacity = nn.Parameter(torch.zeros(point_count, 1))  # logit
         self.register_buffer("landmarks_3d_neutral", torch.zeros(landmark_count, 3))
         self.register_buffer("own_pose", torch.zeros(6))  # a typical tracked pose of the training, for reenactment
-        self.exp_color = MLP(config.exp_color_mlp)
-        self.pose_color = MLP(config.pose_color_mlp)
+        self.exp_color = MLP(config.exp_color_mlp, rounded=True)
+        self.pose_color = MLP(config.pose_color_mlp, rounded=True)
         self.exp_deform = MLP(config.exp_deform_mlp)
         self.pose_deform = MLP(config.pose_deform_mlp)
-        self.exp_attributes = MLP(config.exp_attributes_mlp)
-        self.pose_attributes = MLP(config.pose_attributes_mlp)
+        self.exp_attributes = MLP(config.exp_attributes_mlp, rounded=True)
+        self.pose_attributes = MLP(config.pose_attributes_mlp, rounded=True)
 
     def forward(self, expression: Float[Tensor, "B E"], pose_code: Float[Tensor, "B 6"], head: HeadPose) -> GaussianCloud:
         """The cloud in the world. `pose_code` is the pose the networks see, `head` the one that places the head."""
@@ -140,12 +140,14 @@ class BoundHead:
         config = head.config
         self.head, self._bind = head, bind
         self.weights = control(head.xyz, head.landmarks_3d_neutral, config.dist_threshold_near, config.dist_threshold_far)
+        # index_select: unlike that of indexing, its gradient needs no sorting.
         near, far, feature = self.weights.expression_rows, self.weights.pose_rows, head.feature.tanh()
-        self.exp_color, self.pose_color = bind(head.exp_color, feature[near]), bind(head.pose_color, feature[far])
-        self.exp_deform = bind(head.exp_deform, self.encode(head.xyz[near]))
+        near_feature, far_feature = feature.index_select(0, near), feature.index_select(0, far)
+        self.exp_color, self.pose_color = bind(head.exp_color, near_feature), bind(head.pose_color, far_feature)
+        self.exp_deform = bind(head.exp_deform, self.encode(head.xyz.index_select(0, near)))
         # Unlike stage 1, the published stage 2 evaluates the pose deformation at the undeformed point.
-        self.pose_deform = bind(head.pose_deform, self.encode(head.xyz[far])) if config.pose_deform_at == "undeformed" else None
-        self.exp_attributes, self.pose_attributes = bind(head.exp_attributes, feature[near]), bind(head.pose_attributes, feature[far])
+        self.pose_deform = bind(head.pose_deform, self.encode(head.xyz.index_select(0, far))) if config.pose_deform_at == "undeformed" else None
+        self.exp_attributes, self.pose_attributes = bind(head.exp_attributes, near_feature), bind(head.pose_attributes, far_feature)
 
     def __call__(self, expression: Float[Tensor, "B E"], pose: Float[Tensor, "B K"], head: HeadPose) -> GaussianCloud:
         """As GaussianHead.forward, with the pose that the networks see encoded."""
@@ -153,7 +155,7 @@ class BoundHead:
 
         colors = weights.blend(self.exp_color(expression), self.pose_color(pose))
         by_expression = config.deform_scale * weights.expression_part(self.exp_deform(expression).tanh())
-        moved = self.pose_deform or self._bind(neutral.pose_deform, self.encode((neutral.xyz + by_expression)[:, weights.pose_rows]))
+        moved = self.pose_deform or self._bind(neutral.pose_deform, self.encode((neutral.xyz + by_expression).index_select(1, weights.pose_rows)))
         by_pose = config.deform_scale * weights.pose_part(moved(pose).tanh())
         change = weights.blend(self.exp_attributes(expression), self.pose_attributes(pose))
         scale, turn, opacity = (config.attributes_scale * change).split(ATTRIBUTES, dim=-1)

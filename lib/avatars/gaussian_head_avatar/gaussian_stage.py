@@ -148,6 +148,7 @@ class GaussianHeadStage(AbstractStage):
             set_precision(networks, self.precision)
         if self.precision == "high" and device.type == "cuda":
             self.watch = NumberWatch()
+            torch.backends.cudnn.benchmark = True  # pictures keep their size: the fastest convolutions are worth looking for
 
     @staticmethod
     def _start(config: GaussianHeadTrainConfig, capture: HeadCapture) -> "_Start":
