@@ -23,7 +23,9 @@ class HeadPose(TensorBundle):
 
     def to_world(self, points: Float[Tensor, "*B N 3"]) -> Float[Tensor, "*B N 3"]:
         """Canonical points in the world."""
-        return (points * self.scale[..., None, :]) @ self.rotation().transpose(-1, -2) + self.pose[..., None, 3:]
+        x, y, z = (points * self.scale[..., None, :]).split(1, dim=-1)
+        columns = self.rotation().transpose(-1, -2)[..., None, :, :].unbind(dim=-2)
+        return x * columns[0] + y * columns[1] + z * columns[2] + self.pose[..., None, 3:]  # no product of matrices, which might be rounded
 
     def to_canonical(self, points: Float[Tensor, "*B N 3"]) -> Float[Tensor, "*B N 3"]:
         """World points in canonical units: the inverse of `to_world`."""

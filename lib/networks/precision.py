@@ -27,21 +27,19 @@ def set_precision(modules: nn.Module, precision: Precision) -> None:
 
 
 def products(precision: Precision) -> AbstractContextManager[None]:
-    """Context of matrix products: rough with `high`."""
-    return rough_products() if precision == "high" else contextlib.nullcontext()
+    """Context of matrix products: rough with `high`. Compiled code leaves it to its caller."""
+    return rough_products() if precision == "high" and not torch.compiler.is_compiling() else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def rough_products() -> Iterator[None]:
     """Inside, matrix products of float32 on CUDA may round their factors to TF32 (10 bits of mantissa): several times faster.
 
-    The switch is one for the process, and gradients are computed after the block: use it around few lines, and around a backward pass.
-    Products of positions with matrices stay outside.
+    The switch is one for the process, and gradients are computed after the block: use it around networks, and around a backward pass.
     """
-    switch = torch.backends.cuda.matmul
-    before = switch.fp32_precision
-    switch.fp32_precision = "tf32"
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
-        switch.fp32_precision = before
+        torch.set_float32_matmul_precision(before)

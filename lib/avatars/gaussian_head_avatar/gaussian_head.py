@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from lib.avatars.gaussian_head_avatar.control import control
+from lib.avatars.gaussian_head_avatar.control import Control, control
 from lib.avatars.gaussian_head_avatar.mesh_head import POSE_WIDTH, MeshHeadConfig
 from lib.config import Config
 from lib.errors import InputError
@@ -119,27 +119,34 @@ class GaussianHead(nn.Module):
 
     def forward(self, expression: Float[Tensor, "B E"], pose_code: Float[Tensor, "B 6"], head: HeadPose) -> GaussianCloud:
         """The cloud in the world. `pose_code` is the pose the networks see, `head` the one that places the head."""
-        bound = self.bound()
+        return self.cloud(self.control(), expression, pose_code, head)
+
+    def control(self) -> Control:
+        """Who moves which Gaussian."""
+        return control(self.xyz, self.landmarks_3d_neutral, self.config.dist_threshold_near, self.config.dist_threshold_far)
+
+    def cloud(self, weights: Control, expression: Float[Tensor, "B E"], pose_code: Float[Tensor, "B 6"], head: HeadPose) -> GaussianCloud:
+        """As `forward`, with `control` computed before: all that is left has fixed operations and can be compiled."""
+        bound = BoundHead(self, functools.partial, weights)
         return bound(expression, bound.encode(pose_code), head)
 
     def bound(self) -> "BoundHead":
         """The head as it is in training."""
-        return BoundHead(self, functools.partial)
+        return BoundHead(self, functools.partial, self.control())
 
     @torch.no_grad()
     def frozen(self, dtype: torch.dtype) -> "BoundHead":
         """For drawing only: all that does not depend on the frame is computed now. `dtype`: of the networks' matrix products."""
-        return BoundHead(self, functools.partial(FrozenMLP, dtype=dtype))
+        return BoundHead(self, functools.partial(FrozenMLP, dtype=dtype), self.control())
 
 
 class BoundHead:
     """A head whose networks are bound to the Gaussians that each of them moves."""
 
-    def __init__(self, head: GaussianHead, bind: Callable[[MLP, Tensor], BoundMLP]) -> None:
+    def __init__(self, head: GaussianHead, bind: Callable[[MLP, Tensor], BoundMLP], weights: Control) -> None:
         """`bind` gives a network at some points, as a function of the code that these share."""
         config = head.config
-        self.head, self._bind = head, bind
-        self.weights = control(head.xyz, head.landmarks_3d_neutral, config.dist_threshold_near, config.dist_threshold_far)
+        self.head, self._bind, self.weights = head, bind, weights
         # index_select: unlike that of indexing, its gradient needs no sorting.
         near, far, feature = self.weights.expression_rows, self.weights.pose_rows, head.feature.tanh()
         near_feature, far_feature = feature.index_select(0, near), feature.index_select(0, far)
