@@ -48,7 +48,7 @@ class HeadBatch(TensorBundle):
     @property
     def visible(self) -> Float[Tensor, "*B V 1 H W"]:
         """0 = padding."""
-        return _in_unit_range(self.pixels[..., 4:5, :, :])
+        return visible(self.pixels)
 
     def flat_camera(self) -> Camera:
         """The B·V cameras in one batch."""
@@ -57,8 +57,18 @@ class HeadBatch(TensorBundle):
 
     def on_white(self) -> Float[Tensor, "B V 3 H W"]:
         """Images composited over white with their mattes."""
-        masks = self.masks
-        return self.images * masks + (1.0 - masks)
+        return on_white(self.pixels)
+
+
+def on_white(pixels: UInt8[Tensor, "*B 5 H W"]) -> Float[Tensor, "*B 3 H W"]:
+    """RGB over white, of pixels as in HeadBatch."""
+    masks = _in_unit_range(pixels[..., 3:4, :, :])
+    return _in_unit_range(pixels[..., :3, :, :]) * masks + (1.0 - masks)
+
+
+def visible(pixels: UInt8[Tensor, "*B 5 H W"]) -> Float[Tensor, "*B 1 H W"]:
+    """0 = padding, of pixels as in HeadBatch."""
+    return _in_unit_range(pixels[..., 4:5, :, :])
 
 
 def _in_unit_range(pixels: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

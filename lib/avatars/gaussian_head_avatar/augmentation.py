@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 SMALLEST, SPREAD = 0.8, 0.45
-PADDING = 1.0  # white; also for `visible`
+PADDING, PIXEL_PADDING = 1.0, 255  # of features; of pixels: white and visible
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Zoom:
     top: Int[Tensor, "B"]
     window: int
 
-    def apply(self, image: Float[Tensor, "B C H W"], scale: int) -> Float[Tensor, "B C H W"]:
-        """Nearest resampling, then cropping or padding with 1 to the old size; `scale` = pixels per coarse pixel."""
+    def apply(self, image: Shaped[Tensor, "B C H W"], scale: int) -> Shaped[Tensor, "B C H W"]:
+        """Nearest resampling, then cropping or padding with 1 (pixels: 255) to the old size; `scale` = pixels per coarse pixel."""
         count = self.window * scale
         pictures, inside = [], []
         for picture, size, top, left in zip(image.split(1), self.size.tolist(), self.top.tolist(), self.left.tolist(), strict=True):
@@ -29,7 +29,8 @@ class Zoom:
             # One direction after the other: unlike that of indexing, the gradient of index_select needs no sorting.
             pictures.append(picture.index_select(2, row).index_select(3, column))
             inside.append(row_inside[:, None] & column_inside)
-        return torch.where(torch.stack(inside)[:, None], torch.cat(pictures), PADDING)
+        picked = torch.cat(pictures)
+        return torch.where(torch.stack(inside)[:, None], picked, PADDING if picked.is_floating_point() else PIXEL_PADDING)
 
 
 def _source(start: int, size: int, count: int, device: torch.device) -> tuple[Int[Tensor, "W"], Bool[Tensor, "W"]]:

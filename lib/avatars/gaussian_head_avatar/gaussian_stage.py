@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ from lib.avatars.gaussian_head_avatar.handover import hand_over, mesh_head_from
 from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
 from lib.avatars.gaussian_head_avatar.published import read_gaussian_head, read_mesh_head, refuse_published
 from lib.config import Config
-from lib.datasets.batches import HeadBatch
+from lib.datasets.batches import HeadBatch, on_white, visible
 from lib.datasets.capture_check import check_capture
 from lib.datasets.head_capture import HeadCapture
 from lib.errors import InputError
@@ -26,10 +26,11 @@ from lib.geometry.head_pose import HeadPose
 from lib.losses.gaussians import oversize, transparency
 from lib.losses.perceptual import load_lpips
 from lib.losses.photometric import visible_l1
-from lib.networks.precision import PrecisionChoice, chosen_precision, set_precision
+from lib.networks.precision import PrecisionChoice, chosen_precision, products, set_precision
 from lib.networks.upsampler import SCALE, Upsampler, UpsamplerConfig
 from lib.tensors import TensorBundle, keyed_generator
 from lib.training.checkpoint import Checkpoint
+from lib.training.compiled import Compiled, changing
 from lib.training.optimizer import adam
 from lib.training.stage import AbstractStage, Comparison, StepReport
 from lib.training.trainer import TrainerConfig
@@ -70,6 +71,7 @@ class GaussianTrainerConfig(TrainerConfig):
     precision: PrecisionChoice = Field(
         "auto", description="highest: float32; high: on CUDA, factors of matrix products of 11 bits (TF32), super-resolution and LPIPS in bfloat16, "
         "and single steps that go wrong are skipped; auto: high on CUDA, highest on a CPU")
+    compile: bool = Field(True, description="with precision high on CUDA: torch.compile for the head and the losses, a minute before the first step")
 
 
 class GaussianHeadTrainConfig(AvatarConfig):
@@ -150,6 +152,10 @@ class GaussianHeadStage(AbstractStage):
             self.watch = NumberWatch()
             torch.backends.cudnn.benchmark = True  # pictures keep their size: the fastest convolutions are worth looking for
 
+        compiles = config.trainer.compile and self.precision == "high" and device.type == "cuda"
+        self._cloud = Compiled(self.avatar.head.cloud, "head", compiles)
+        self._coarse_loss, self._fine_loss = (Compiled(_loss, "loss", compiles) for _ in range(2))
+
     @staticmethod
     def _start(config: GaussianHeadTrainConfig, capture: HeadCapture) -> "_Start":
         own = config.recorder.run_folder / "gaussianhead_latest"
@@ -200,33 +206,42 @@ class GaussianHeadStage(AbstractStage):
         return Comparison(image, batch.on_white().flatten(0, 1))
 
     def _losses(self, batch: HeadBatch) -> GaussianLosses:
-        head = self.pose_offsets.correct(batch)
-        cloud = self.avatar.head(batch.expression, head.pose, head)
-        coarse = self.avatar.features(cloud, batch.flat_camera())
-        target, visible = batch.on_white().flatten(0, 1), batch.visible.flatten(0, 1)
-        reduce = _every_fourth if self.config.loss.coarse_target == "nearest" else _mean_of_four
-        coarse_loss = visible_l1(coarse.features[:, RGB], reduce(target), reduce(visible))
+        head, avatar = self.pose_offsets.correct(batch), self.avatar
+        weights = avatar.head.control()
+        changing(weights.expression_rows), changing(weights.pose_rows)
+        with products(self.precision):
+            cloud = self._cloud(weights, batch.expression, head.pose, head)
+        coarse, pixels = avatar.features(cloud, batch.flat_camera()), batch.pixels.flatten(0, 1)
+        reduced = pixels[:, :, ::SCALE, ::SCALE] if self.config.loss.coarse_target == "nearest" else pixels
+        coarse_loss = self._coarse_loss(coarse.features[:, RGB], reduced)
         # Of each sample, whatever batch or process it comes to.
         features, random = coarse.features, [keyed_generator(self.config.trainer.seed, 3, sample) for sample in batch.samples]
         if self.config.loss.augment:
             zoom = random_zoom(features.shape[-1], random)
-            features, target, visible = zoom.apply(features, 1), zoom.apply(target, SCALE), zoom.apply(visible, SCALE)
-        fine = self.avatar.upsampler(features)
+            features, pixels = zoom.apply(features, 1), zoom.apply(pixels, SCALE)
+        fine = avatar.upsampler(features)
         return GaussianLosses(
-            fine=visible_l1(fine, target, visible), coarse=coarse_loss, lpips=self._perceptual(fine * visible, target * visible, random),
+            fine=self._fine_loss(fine, pixels), coarse=coarse_loss, lpips=self._perceptual(fine, pixels, random),
             opacity=transparency(cloud), scale=oversize(cloud, head.scale, self.config.loss.scale_limit),
         )
 
-    def _perceptual(self, image: Float[Tensor, "B 3 H W"], target: Float[Tensor, "B 3 H W"], random: list[torch.Generator]) -> Float[Tensor, ""]:
+    def _perceptual(self, image: Float[Tensor, "B 3 H W"], pixels: UInt8[Tensor, "B 5 H W"], random: list[torch.Generator]) -> Float[Tensor, ""]:
         """Mean LPIPS of a random crop of each picture and of the same of its target."""
         if self.lpips is None:
             return image.new_zeros(())
         crop = min(self.config.loss.lpips_crop, image.shape[-1])
         corners = [torch.randint(image.shape[-1] - crop + 1, (2,), generator=generator).tolist() for generator in random]
         windows = [(slice(row, row + 1), ..., slice(top, top + crop), slice(left, left + crop)) for row, (top, left) in enumerate(corners)]
-        image, target = (pictures[windows[0]] if len(windows) == 1 else torch.cat([pictures[window] for window in windows])
-                         for pictures in (image, target))
-        return self.lpips(image, target).mean()
+        image, pixels = (torch.cat([pictures[window] for window in windows]) for pictures in (image, pixels))
+        return self.lpips(image * visible(pixels), on_white(pixels) * visible(pixels)).mean()
+
+
+def _loss(image: Float[Tensor, "B 3 H W"], pixels: UInt8[Tensor, "B 5 H W"]) -> Float[Tensor, ""]:
+    """L1 over what is visible; the target as large as the picture or SCALE times larger."""
+    target, seen = on_white(pixels), visible(pixels)
+    if pixels.shape[-1] > image.shape[-1]:
+        target, seen = nn.functional.avg_pool2d(target, SCALE), nn.functional.avg_pool2d(seen, SCALE)
+    return visible_l1(image, target, seen)
 
 
 def _offsets_for(checkpoint: Checkpoint, capture: HeadCapture) -> Float[Tensor, "F 6"] | None:
@@ -250,11 +265,3 @@ def _typical_pose(capture: HeadCapture) -> Float[Tensor, "6"]:
     """The tracked pose of the training frame that is nearest to the mean of all."""
     poses = torch.stack([capture.params[frame].pose for frame in capture.train_frames])
     return poses[(poses - poses.mean(dim=0)).square().sum(dim=1).argmin()]
-
-
-def _every_fourth(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
-    return image[:, :, ::SCALE, ::SCALE]
-
-
-def _mean_of_four(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
-    return nn.functional.avg_pool2d(image, SCALE)
