@@ -4,7 +4,7 @@ With `high` precision features are bfloat16 and channels-last, and are compared 
 which is its definition and runs wherever its kernels (distance_kernels.py) do not: they want a CUDA device of compute capability 8.0 or more, or
 Triton's interpreter (TRITON_INTERPRET=1), and float32 or bfloat16. Passes over memory, of one image of features each: forward read 2; backward
 read 2, write 1. Of a picture of 512² the five compared layers of VGG16 hold 64 MB. What is kept for the backward pass is the features.
-Nothing waits for the device once the constants and the copies of the weights are there (after the first call); the same input gives the same bits.
+Its kernels give the same bits for the same input. Nothing waits for the device after the first call, which copies constants and weights.
 """
 
 import functools
