@@ -1,23 +1,38 @@
-"""LPIPS (Zhang et al., CVPR 2018), version 0.1 on VGG16 or AlexNet, as plain modules with weights from files."""
+"""LPIPS (Zhang et al., CVPR 2018), version 0.1 on VGG16 or AlexNet, as plain modules with weights from files.
 
+With `high` precision features are bfloat16 and channels-last, and are compared by `unit_distance`. It has a twin in plain torch expressions,
+which is its definition and runs wherever its kernels (distance_kernels.py) do not: they want a CUDA device of compute capability 8.0 or more, or
+Triton's interpreter (TRITON_INTERPRET=1), and float32 or bfloat16. Passes over memory, of one image of features each: forward read 2; backward
+read 2, write 1. Of a picture of 512² the five compared layers of VGG16 hold 64 MB. What is kept for the backward pass is the features.
+Its kernels give the same bits for the same input. Nothing waits for the device after the first call, which copies constants and weights.
+"""
+
+import functools
 import shlex
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lib.errors import InputError
 from lib.files import sha256
+from lib.kernels import runs_kernels
 from lib.networks.precision import Precision
 
 # Input normalisation of the published metric, for pictures in [-1,1].
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+# The same for pictures in [0,1], as a product and a sum.
+GAIN, OFFSET = tuple(2.0 / scale for scale in SCALE), tuple(-(1.0 + shift) / scale for shift, scale in zip(SHIFT, SCALE, strict=True))
 # Added to the length of a feature vector before dividing by it, as published.
 EPSILON = 1e-10
+# Shape of the programs of `unit_distance`: values, warps, and the most channels that a row of theirs can hold.
+TILE, WARPS, MAX_CHANNELS = 2048, 4, 512
+LEAST = 16  # channels of a row
 
 
 @dataclass(frozen=True)
@@ -117,6 +132,7 @@ class Lpips(nn.Module):
             head = nn.Sequential(nn.Identity(), nn.Conv2d(block.convolutions[-1].width, 1, kernel_size=1, bias=False))
             self.add_module(name, nn.Sequential(OrderedDict(model=head)))
         self.requires_grad_(False)
+        self._copies = _Copies()
 
     def forward(self, image: Float[Tensor, "B 3 H W"], target: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
         """Distance of pictures in [0,1] (mapped to [-1,1] here), at least 16x16 pixels for VGG16, 31x31 for AlexNet. Raises ValueError below."""
@@ -124,26 +140,117 @@ class Lpips(nn.Module):
         if min(height, width) < self.backbone.least:
             raise ValueError(f"LPIPS on {self.backbone.title} needs pictures of at least {self.backbone.least}x{self.backbone.least} pixels, "
                              f"found {height}x{width}")
-        shift, scale = (image.new_tensor(values)[:, None, None] for values in (SHIFT, SCALE))
+        return self._rough(image, target) if self.precision == "high" else self._exact(image, target)
+
+    def _exact(self, image: Float[Tensor, "B 3 H W"], target: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
+        shift, scale = (_planes(values, image.device, image.dtype) for values in (SHIFT, SCALE))
         a, b = ((2.0 * picture - 1.0 - shift) / scale for picture in (image, target))
-        rough = self.precision == "high"
-        if rough:  # as bfloat16 convolutions are fastest
-            a, b = (picture.contiguous(memory_format=torch.channels_last) for picture in (a, b))
         distance = image.new_zeros(len(image))
         for number, layer in enumerate(self.features):
-            with torch.autocast(image.device.type, torch.bfloat16, enabled=rough):
-                a, b = layer(a), layer(b)
+            a, b = layer(a), layer(b)
             if number in self.compared:
                 head = self.get_submodule(self.compared[number])
-                own, other = (features.to(image.dtype) for features in (a, b))
-                distance = distance + head((unit_vectors(own) - unit_vectors(other)).square()).mean(dim=(1, 2, 3))
+                distance = distance + head((unit_vectors(a) - unit_vectors(b)).square()).mean(dim=(1, 2, 3))
         return distance
+
+    def _rough(self, image: Float[Tensor, "B 3 H W"], target: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
+        gain, offset = (_planes(values, image.device, torch.float32) for values in (GAIN, OFFSET))
+        a, b = (torch.addcmul(offset, picture.float(), gain).to(torch.bfloat16, memory_format=torch.channels_last) for picture in (image, target))
+        copies = iter(self._copies.of(list(self.features.parameters())))
+        distances = []
+        for number, layer in enumerate(self.features):
+            if isinstance(layer, nn.Conv2d):
+                weight, bias = next(copies), next(copies)
+                a, b = (nn.functional.conv2d(features, weight, bias, layer.stride, layer.padding) for features in (a, b))
+            else:
+                a, b = layer(a), layer(b)
+            if number in self.compared:
+                (weight,) = self.get_submodule(self.compared[number]).parameters()
+                distances.append(unit_distance(a, b, weight.flatten()))
+        return torch.stack(distances).sum(dim=0).to(image.dtype)
+
+
+class _Copies:
+    """Weights in bfloat16 and channels-last, as convolutions are fastest; made once for each state of the weights."""
+
+    def __init__(self) -> None:
+        self._originals: list[Tensor] = []  # held, so that no other weights can come to lie where these are
+        self._marks: list[tuple[int, int]] = []
+        self._values: list[Tensor] = []
+
+    def of(self, weights: list[Tensor]) -> list[Tensor]:
+        """In the same order."""
+        marks = [(weight.data_ptr(), weight._version) for weight in weights]
+        if marks != self._marks:
+            with torch.inference_mode(False), torch.no_grad():
+                self._originals, self._marks = [weight.detach() for weight in weights], marks
+                self._values = [weight.to(torch.bfloat16, memory_format=torch.channels_last if weight.ndim == 4 else torch.preserve_format)
+                                for weight in self._originals]
+        return self._values
+
+
+@functools.cache
+def _planes(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Float[Tensor, "C 1 1"]:
+    """A number for each channel. Copying them to a device waits for it, so that is done once."""
+    with torch.inference_mode(False):  # whoever asks first, gradients may have to pass later
+        return torch.tensor(values, device=device, dtype=dtype)[:, None, None]
 
 
 def unit_vectors(features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
     """Feature vectors (along C) of length 1; zero stays zero."""
     # The norm as one operation: its gradient at a zero vector is 0, that of sqrt(sum of squares) would be NaN.
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + EPSILON)
+
+
+def unit_distance(a: Float[Tensor, "B C H W"], b: Float[Tensor, "B C H W"], weight: Float[Tensor, "C"]) -> Float[Tensor, "B"]:
+    """Squared difference of unit vectors, weighted by channel; mean over pixels, in float32 at least."""
+    # The kernels give a gradient to `a` alone.
+    constant = not (torch.is_grad_enabled() and (b.requires_grad or weight.requires_grad))
+    fits = a.dtype == b.dtype and a.shape == b.shape and 0 < a.shape[1] <= MAX_CHANNELS and a.numel() > 0
+    if not (constant and fits and runs_kernels(a, torch.float32, torch.bfloat16)):
+        return unit_distance_twin(a, b, weight)
+    a, b = (features.contiguous(memory_format=torch.channels_last) for features in (a, b))
+    return _UnitDistance.apply(a, b, weight.float().contiguous())
+
+
+def unit_distance_twin(a: Float[Tensor, "B C H W"], b: Float[Tensor, "B C H W"], weight: Float[Tensor, "C"]) -> Float[Tensor, "B"]:
+    """`unit_distance` in torch."""
+    a, b = (features.to(torch.promote_types(features.dtype, torch.float32)) for features in (a, b))
+    return torch.einsum("bchw,c->bhw", (unit_vectors(a) - unit_vectors(b)).square(), weight.to(a.dtype)).mean(dim=(1, 2))
+
+
+class _UnitDistance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+        from lib.losses import distance_kernels as kernels
+
+        pixels, shape = _programs(a)
+        runs = -(-pixels // shape["ROWS"])
+        partials = a.new_empty((len(a), runs), dtype=torch.float32)
+        with torch.cuda.device_of(a):
+            kernels.sum_distances[runs, len(a)](a, b, weight, partials, pixels, **shape, num_warps=WARPS)
+        ctx.save_for_backward(a, b, weight)
+        return partials.sum(dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        from lib.losses import distance_kernels as kernels
+
+        a, b, weight = ctx.saved_tensors
+        pixels, shape = _programs(a)
+        out = torch.empty_like(a)
+        with torch.cuda.device_of(a):
+            kernels.distance_gradients[-(-pixels // shape["ROWS"]), len(a)](
+                a, b, weight, upstream, out, pixels, upstream.stride(0), **shape, num_warps=WARPS)
+        return out, None, None
+
+
+def _programs(features: Tensor) -> tuple[int, dict[str, int | float]]:
+    """Pixels of an image, and the constants of the kernels."""
+    _, channels, height, width = features.shape
+    block = max(LEAST, 1 << (channels - 1).bit_length())
+    return height * width, {"CHANNELS": channels, "BLOCK": block, "ROWS": TILE // block, "EPSILON": EPSILON}
 
 
 def load_lpips(folder: Path, key: str, network: Network = "vgg") -> Lpips:

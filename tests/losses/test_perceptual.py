@@ -1,11 +1,14 @@
 """LPIPS with seeded random weights: against a forward written from scratch in float64, laws, and what loading refuses."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn.functional import conv2d, max_pool2d, relu
 
 from lib.errors import InputError
 from lib.losses.perceptual import NETWORKS, Lpips, load_lpips, unit_vectors
+from lib.networks.precision import set_precision
 
 # (output, input, kernel) of every convolution by its number in torchvision's `features`, and the channels that lpips compares.
 SHAPES = {
@@ -138,6 +141,58 @@ def test_gradient_reaches_the_picture_not_the_weights(network, models):
     models[network](image, target).sum().backward()
     assert image.grad is not None and image.grad.abs().sum() > 0
     assert not any(parameter.requires_grad for parameter in models[network].parameters())
+
+
+def high(model: Lpips) -> Lpips:
+    """The same weights, bfloat16 convolutions."""
+    rough = copy.deepcopy(model)
+    set_precision(rough, "high")
+    return rough
+
+
+def distance_and_gradients(model, image, target):
+    leaves = [picture.clone().requires_grad_() for picture in (image, target)]
+    distance = model(*leaves)
+    return distance.detach(), *torch.autograd.grad(distance.sum(), leaves)
+
+
+@BOTH
+def test_high_precision_is_near_the_highest(network, models):
+    """Weights and every layer's output are rounded, by 2^-9 at most. If all errors had the same sign, 13 layers would be off by
+    13 x 2 x 2^-9 = 5%: that bounds the distance. Gradients err more, as a ReLU may open on one side alone."""
+    image, target = pictures(2, 3, 64, 80)
+    exact, rough = (distance_and_gradients(model, image, target) for model in (models[network], high(models[network])))
+    assert rough[0].dtype == torch.float32
+    torch.testing.assert_close(rough[0], exact[0], rtol=0.05, atol=0)
+    for ours, right in zip(rough[1:], exact[1:], strict=True):
+        assert torch.cosine_similarity(ours.flatten(1), right.flatten(1)).min() > 0.95
+        assert float((ours - right).norm()) < 0.3 * float(right.norm())
+
+
+@BOTH
+def test_high_precision_keeps_the_laws(network, models):
+    image, target = pictures(2, 3, 33, 40, seed=1)
+    model = high(models[network])
+    assert torch.equal(model(image, image), torch.zeros(2))
+    assert (model(image, target) > 0).all()
+    torch.testing.assert_close(torch.cat([model(image[k:k + 1], target[k:k + 1]) for k in range(2)]), model(image, target), rtol=1e-2, atol=0)
+    seen = high(models[network])
+    with torch.inference_mode():
+        assert torch.equal(seen(image, target), model(image, target))
+    assert distance_and_gradients(seen, image, target)[1].any()
+
+
+def test_high_precision_follows_the_weights(models):
+    image, target = pictures(1, 3, 32, 32)
+    model = high(models["alex"])
+    model(image, target)
+    with torch.no_grad():
+        model.features[0].weight.mul_(-1.0)
+    changed = model(image, target)
+    assert torch.equal(changed, high(model)(image, target))
+    model.load_state_dict(models["alex"].state_dict(), assign=True)
+    assert torch.equal(model(image, target), high(models["alex"])(image, target))
+    assert not torch.equal(model(image, target), changed)
 
 
 def test_normalisation_at_zero_has_a_finite_gradient():
