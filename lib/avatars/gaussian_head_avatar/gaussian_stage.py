@@ -30,7 +30,7 @@ from lib.networks.precision import PrecisionChoice, chosen_precision, products, 
 from lib.networks.upsampler import SCALE, Upsampler, UpsamplerConfig
 from lib.tensors import TensorBundle, keyed_generator
 from lib.training.checkpoint import Checkpoint
-from lib.training.compiled import Compiled, changing
+from lib.training.compiled import Compiled, Graphed, changing
 from lib.training.optimizer import adam
 from lib.training.stage import AbstractStage, Comparison, StepReport
 from lib.training.trainer import TrainerConfig
@@ -71,7 +71,9 @@ class GaussianTrainerConfig(TrainerConfig):
     precision: PrecisionChoice = Field(
         "auto", description="highest: float32; high: on CUDA, factors of matrix products of 11 bits (TF32), super-resolution and LPIPS in bfloat16, "
         "and single steps that go wrong are skipped; auto: high on CUDA, highest on a CPU")
-    compile: bool = Field(True, description="with precision high on CUDA: torch.compile for the head and the losses, a minute before the first step")
+    compile: bool = Field(
+        True, description="with precision high on CUDA: torch.compile for the head and the losses (a minute before the first step), "
+        "CUDA graphs for super-resolution and LPIPS")
 
 
 class GaussianHeadTrainConfig(AvatarConfig):
@@ -155,6 +157,9 @@ class GaussianHeadStage(AbstractStage):
         compiles = config.trainer.compile and self.precision == "high" and device.type == "cuda"
         self._cloud = Compiled(self.avatar.head.cloud, "head", compiles)
         self._coarse_loss, self._fine_loss = (Compiled(_loss, "loss", compiles) for _ in range(2))
+        # Passes that are added up must keep their gradients.
+        self._upsample = Graphed(self.avatar.upsampler, compiles and config.trainer.accumulate == 1)
+        self._lpips = None if self.lpips is None else Graphed(self.lpips, compiles)
 
     @staticmethod
     def _start(config: GaussianHeadTrainConfig, capture: HeadCapture) -> "_Start":
@@ -219,7 +224,7 @@ class GaussianHeadStage(AbstractStage):
         if self.config.loss.augment:
             zoom = random_zoom(features.shape[-1], random)
             features, pixels = zoom.apply(features, 1), zoom.apply(pixels, SCALE)
-        fine = avatar.upsampler(features)
+        fine = self._upsample(features)
         return GaussianLosses(
             fine=self._fine_loss(fine, pixels), coarse=coarse_loss, lpips=self._perceptual(fine, pixels, random),
             opacity=transparency(cloud), scale=oversize(cloud, head.scale, self.config.loss.scale_limit),
@@ -227,13 +232,13 @@ class GaussianHeadStage(AbstractStage):
 
     def _perceptual(self, image: Float[Tensor, "B 3 H W"], pixels: UInt8[Tensor, "B 5 H W"], random: list[torch.Generator]) -> Float[Tensor, ""]:
         """Mean LPIPS of a random crop of each picture and of the same of its target."""
-        if self.lpips is None:
+        if self._lpips is None:
             return image.new_zeros(())
         crop = min(self.config.loss.lpips_crop, image.shape[-1])
         corners = [torch.randint(image.shape[-1] - crop + 1, (2,), generator=generator).tolist() for generator in random]
         windows = [(slice(row, row + 1), ..., slice(top, top + crop), slice(left, left + crop)) for row, (top, left) in enumerate(corners)]
         image, pixels = (torch.cat([pictures[window] for window in windows]) for pictures in (image, pixels))
-        return self.lpips(image * visible(pixels), on_white(pixels) * visible(pixels)).mean()
+        return self._lpips(image * visible(pixels), on_white(pixels) * visible(pixels)).mean()
 
 
 def _loss(image: Float[Tensor, "B 3 H W"], pixels: UInt8[Tensor, "B 5 H W"]) -> Float[Tensor, ""]:
