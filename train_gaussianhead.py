@@ -11,12 +11,14 @@ from lib.training.trainer import train
 
 def main() -> None:
     """Command line."""
-    config = read_config(parse_arguments(__doc__), GaussianHeadTrainConfig)
+    arguments = parse_arguments(__doc__, training=True)
+    config = read_config(arguments, GaussianHeadTrainConfig)
     device = choose_device(config.trainer.device, config.gpu_id)
     seed_everything(config.trainer.seed, device)
     capture = HeadCapture(config.dataset)
     batches = TrainingBatches(capture, config.batch_size, views=1, seed=config.trainer.seed)
-    train(GaussianHeadStage(config, capture, device), batches, config.trainer, Recorder(config.recorder, "gaussianhead"), device)
+    recorder = Recorder(config.recorder, "gaussianhead")
+    train(GaussianHeadStage(config, capture, device), batches, config.trainer, recorder, device, arguments.profile)
 
 
 if __name__ == "__main__":

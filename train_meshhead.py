@@ -11,12 +11,14 @@ from lib.training.trainer import train
 
 def main() -> None:
     """Command line."""
-    config = read_config(parse_arguments(__doc__), MeshHeadTrainConfig)
+    arguments = parse_arguments(__doc__, training=True)
+    config = read_config(arguments, MeshHeadTrainConfig)
     device = choose_device(config.trainer.device, config.gpu_id)
     seed_everything(config.trainer.seed, device)
     capture = HeadCapture(config.dataset)
     batches = TrainingBatches(capture, config.batch_size, config.dataset.num_sample_view, config.trainer.seed)
-    train(MeshHeadStage(config, capture, device), batches, config.trainer, Recorder(config.recorder, "meshhead"), device)
+    recorder = Recorder(config.recorder, "meshhead")
+    train(MeshHeadStage(config, capture, device), batches, config.trainer, recorder, device, arguments.profile)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from lib.config.reader import Arguments
 
 FOLDER = Path(__file__).resolve().parent.parent / "config"
 FILES = sorted(FOLDER.glob("*.y*ml"))
+PRESETS = sorted((FOLDER / "presets").glob("*.y*ml"))
 SCHEMAS: dict[str, type[AvatarConfig]] = {
     "train_meshhead": MeshHeadTrainConfig, "demo_meshhead": MeshHeadTrainConfig,
     "train_gaussianhead": GaussianHeadTrainConfig, "demo_gaussianhead": GaussianHeadTrainConfig,
@@ -68,6 +69,22 @@ def test_shipped_reenactment_has_a_driver_and_a_camera(path):
     assert config.dataset.param_files and (config.dataset.freeview or config.dataset.camera_path)
     assert config.load_gaussianhead_checkpoint is not None
     assert config.dataset.resolution % 4 == 0
+
+
+@pytest.mark.parametrize("base", [path for path in FILES if schema_of(path) is GaussianHeadTrainConfig], ids=lambda path: path.name)
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
+def test_presets_change_what_fits_into_memory_and_nothing_else(preset, base):
+    config, before = read_config(Arguments(base, (), (preset,)), GaussianHeadTrainConfig), load(base)
+    free = {"batch_size": before.batch_size, "trainer": before.trainer.model_copy(update={
+        name: getattr(config.trainer, name) for name in ("precision", "accumulate", "workers")})}
+    assert config.model_copy(update={"batch_size": before.batch_size}) == before.model_copy(update=free)
+    assert config.batch_size % config.trainer.accumulate == 0
+
+
+def test_there_are_presets_of_three_cards_and_larger_ones_take_more():
+    sizes = {path.stem: read_config(Arguments(FOLDER / "train_gaussianhead_N031.yaml", (), (path,)), GaussianHeadTrainConfig).batch_size
+             for path in PRESETS}
+    assert sizes == {"8gb": 1, "24gb": 4, "80gb": 8}
 
 
 def test_demo_files_are_one_chain():

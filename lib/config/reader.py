@@ -1,4 +1,4 @@
-"""YAML file + `key=value` overrides -> typed Config; errors name file:line and the dotted key."""
+"""YAML files + `key=value` overrides -> typed Config; errors name file:line and the dotted key."""
 
 import argparse
 import difflib
@@ -26,6 +26,8 @@ class Arguments:
 
     path: Path
     overrides: tuple[str, ...]
+    further: tuple[Path, ...] = ()  # files whose keys replace those of `path` and of one another, in this order
+    profile: bool = False
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,13 +53,16 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
-def parse_arguments(description: str | None) -> Arguments:
-    """Command line `--config FILE [key=value ...]` of a script whose docstring is `description`."""
+def parse_arguments(description: str | None, training: bool = False) -> Arguments:
+    """Command line `--config FILE [--config FILE ...] [key=value ...]` of a script whose docstring is `description`; `--profile` where it trains."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML file of this stage (see config/)")
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", action="append",
+                        help="YAML file of this stage (see config/); given again, the keys of a later file replace those of earlier ones")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces one key, e.g. recorder.name=second")
+    if training:
+        parser.add_argument("--profile", action="store_true", help="measures some steps and writes what they consist of to <result_path>/<name>/")
     arguments = parser.parse_intermixed_args()
-    return Arguments(arguments.config, tuple(arguments.overrides))
+    return Arguments(arguments.config[0], tuple(arguments.overrides), tuple(arguments.config[1:]), training and arguments.profile)
 
 
 def read_config(arguments: Arguments, schema: type[ConfigType]) -> ConfigType:
@@ -66,7 +71,26 @@ def read_config(arguments: Arguments, schema: type[ConfigType]) -> ConfigType:
     Raises InputError naming `file:line: dotted.key: what is wrong` for a missing file, broken YAML, an unknown key
     (with the nearest match) or a value of the wrong type.
     """
-    path = arguments.path
+    values, places = _read(arguments.path)
+    for path in arguments.further:
+        later, later_places = _read(path)
+        values = _merged(values, later)
+        places |= later_places
+    for override in arguments.overrides:
+        _apply_override(values, override, places)
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(problem, schema, places, str(arguments.path)) for problem in error.errors())) from error
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Writes the resolved configuration as YAML that `read_config` reads back."""
+    write_whole(path, yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
+    """What a file holds, and where: dotted key -> "file:line"."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -85,17 +109,16 @@ def read_config(arguments: Arguments, schema: type[ConfigType]) -> ConfigType:
         loader.dispose()
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
-    for override in arguments.overrides:
-        _apply_override(values, override, places)
-    try:
-        return schema.model_validate(values)
-    except ValidationError as error:
-        raise InputError("\n".join(_explain(problem, schema, places, str(path)) for problem in error.errors())) from error
+    return values, places
 
 
-def write_config(config: Config, path: Path) -> None:
-    """Writes the resolved configuration as YAML that `read_config` reads back."""
-    write_whole(path, yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False))
+def _merged(values: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """`later` over `values`, section by section; a list is replaced as a whole."""
+    merged = dict(values)
+    for key, value in later.items():
+        before = values.get(key)
+        merged[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _locate(node: yaml.Node, key: Key, path: str, places: dict[Key, str]) -> None:

@@ -19,6 +19,7 @@ from lib.metrics.psnr import psnr
 from lib.training import distributed
 from lib.training.checkpoint import remove_leftovers, save_checkpoint
 from lib.training.loading import load
+from lib.training.profiling import FEWEST, StepProfiler
 from lib.training.recorder import Recorder, image_rows, shrink, write_seconds
 from lib.training.rehearsal import rehearse
 from lib.training.resume import Progress, resume
@@ -44,10 +45,12 @@ class TrainerConfig(Config):
     validate_count: int = Field(4, gt=0, description="held-out pictures per validation, spread over the frames")
 
 
-def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig, recorder: Recorder, device: torch.device) -> None:
+def train(
+    stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig, recorder: Recorder, device: torch.device, profile: bool = False
+) -> None:
     """Trains `stage` up to the configured step, from its latest checkpoint if the run has one.
 
-    Processes of one run share every batch; the first one alone writes, shows and validates.
+    Processes of one run share every batch; the first one alone writes, shows, validates and, with `profile`, tells where a step's time goes.
     Raises InputError for a checkpoint that does not belong to this run, a folder that another run writes or a batch that cannot be shared,
     NumericalError when a loss, gradient or weight is not finite, Stopped after a signal, with everything saved, OtherFailed for the first
     process where another one ends.
@@ -67,7 +70,7 @@ def train(stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig,
             remove_leftovers(recorder.config.run_folder, stage.name)
             recorder.open(stage.config)
         try:
-            _Loop(stage, share, config, recorder, device, steps).run(progress, signals)
+            _Loop(stage, share, config, recorder, device, steps, profile).run(progress, signals)
         finally:
             recorder.close()
 
@@ -76,10 +79,12 @@ class _Loop:
     """One continuous stretch of training."""
 
     def __init__(
-        self, stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig, recorder: Recorder, device: torch.device, steps: int
+        self, stage: AbstractStage, batches: TrainingBatches, config: TrainerConfig, recorder: Recorder, device: torch.device, steps: int,
+        profile: bool,
     ) -> None:
         self.stage, self.batches, self.config, self.recorder, self.device, self.steps = stage, batches, config, recorder, device, steps
         self.first = distributed.is_first()
+        self.profile = profile and self.first
         self.folder = recorder.config.run_folder
         self.data = batches.capture.record()
         self.held_out = batches.held_out(config.validate_count)
@@ -98,8 +103,9 @@ class _Loop:
         self.progress = start
         try:
             pinned = self.device.type == "cuda"
-            with contextlib.closing(load(self.batches, range(start.step, self.steps), self.config.workers, pinned)) as batches:
-                self._run(start, batches, signals)
+            with (contextlib.closing(load(self.batches, range(start.step, self.steps), self.config.workers, pinned)) as batches,
+                  contextlib.closing(self._profiler(start.step)) as profiler):
+                self._run(start, batches, profiler, signals)
             distributed.wait_for_all()  # what the first one saves is there for whatever follows
         except (InputError, distributed.OtherFailed):  # of a picture that cannot be used, perhaps after hours: nothing is lost
             if self.first and self.progress.step > start.step:
@@ -107,7 +113,15 @@ class _Loop:
                 self.recorder.line(f"{self.stage.name}: step {self.progress.step} of {self.steps} is saved; mend what the error says and go on")
             raise
 
-    def _run(self, start: Progress, batches: Iterator[HeadBatch], signals: StopSignals) -> None:
+    def _profiler(self, start: int) -> StepProfiler:
+        """Of the first process, where one is wanted; otherwise of no steps."""
+        profiler = StepProfiler(self.recorder.config.result_folder, self.stage.name, self.device, start, self.steps if self.profile else start)
+        if self.profile and profiler.count == 0:
+            self.recorder.line(f"{self.stage.name}: profile: needs {FEWEST} steps, this run has {self.steps - start}: nothing is measured; "
+                               "raise trainer.steps")
+        return profiler
+
+    def _run(self, start: Progress, batches: Iterator[HeadBatch], profiler: StepProfiler, signals: StopSignals) -> None:
         frequency, name = self.recorder.config, self.stage.name
         bar = tqdm(batches, total=self.steps, initial=start.step, desc=name, unit="step", mininterval=0.5 if is_terminal() else 15.0,
                    disable=not self.first)
@@ -124,6 +138,9 @@ class _Loop:
                 self.recorder.line(f"{name}: {line}")
             done = step + 1
             self.progress = dataclasses.replace(self.progress, step=done, seconds=start.seconds + time.perf_counter() - began)
+            measured = profiler.after(done)
+            if measured is not None:
+                self.recorder.line(f"{name}: {measured}")
             if self.first and (done % frequency.show_freq == 0 or done == self.steps):
                 values = {"total": float(report.total)} | {key: float(value) for key, value in report.terms.items()}
                 self.recorder.scalars(values | {"lr_factor": factor} | ({} if watch is None else {"skipped_steps": watch.skipped}), done)

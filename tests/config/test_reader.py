@@ -1,6 +1,8 @@
 """Reading YAML: types as people write them, errors that name file, line and key."""
 
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import example, given, settings
@@ -9,7 +11,7 @@ from pydantic import Field, model_validator
 
 from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadTrainConfig
 from lib.avatars.gaussian_head_avatar.mesh_stage import MeshHeadTrainConfig
-from lib.config import Config, read_config, write_config
+from lib.config import Config, parse_arguments, read_config, write_config
 from lib.config.reader import Arguments
 from lib.errors import InputError
 
@@ -187,6 +189,43 @@ def test_override_into_an_empty_section(tmp_path):
 def test_bad_override_says_command_line(tmp_path, override, part):
     said = message(tmp_path, "needed: 1\n", override)
     assert said.startswith("command line: ") and part in said
+
+
+def read_both(folder: Path, first: str, second: str, *overrides: str):
+    (folder / "first.yaml").write_text(first)
+    (folder / "second.yaml").write_text(second)
+    return read_config(Arguments(folder / "first.yaml", overrides, (folder / "second.yaml",)), Outer)
+
+
+def test_a_later_file_replaces_single_keys_and_the_command_line_replaces_both(tmp_path):
+    config = read_both(tmp_path, "needed: 1\ninner: {rate: 1, cameras: [a, b]}\n", "inner: {cameras: [c], resolution: 4}\n", "inner.resolution=5")
+    assert config == Outer(needed=1, inner=Inner(rate=1, cameras=("c",), resolution=5))
+
+
+def test_a_later_file_leaves_other_sections_of_an_anchor_alone(tmp_path):
+    config = read_both(tmp_path, "needed: 1\ninner: &base {rate: 1}\nmaybe: *base\n", "inner: {rate: 2}\n")
+    assert (config.inner.rate, config.maybe.rate) == (2, 1)
+
+
+@pytest.mark.parametrize(("second", "said"), [
+    ("inner:\n  raet: 1\n", r"second\.yaml:2: inner\.raet: unknown key; did you mean 'rate'\?"),
+    ("inner: {rate: fast}\n", r"second\.yaml:1: inner\.rate: .*'fast'"),
+    ("inner: 3\n", r"second\.yaml:1: inner: "),
+    ("name: z\n", r"first\.yaml:2: inner\.resolution: "),
+])
+def test_errors_name_the_file_that_holds_the_key(tmp_path, second, said):
+    with pytest.raises(InputError, match=said):
+        read_both(tmp_path, "needed: 1\ninner: {resolution: -1}\n", second)
+
+
+def test_the_command_line_takes_files_in_order_and_profile_only_where_a_script_trains():
+    words = ["script.py", "--config", "a.yaml", "needed=2", "--config", "b.yaml", "--config", "c.yaml"]
+    with mock.patch.object(sys, "argv", [*words, "--profile"]):
+        assert parse_arguments("x", training=True) == Arguments(Path("a.yaml"), ("needed=2",), (Path("b.yaml"), Path("c.yaml")), True)
+        with pytest.raises(SystemExit):
+            parse_arguments("x")
+    with mock.patch.object(sys, "argv", words):
+        assert not parse_arguments("x", training=True).profile and not parse_arguments("x").profile
 
 
 def test_configurations_cannot_be_changed(tmp_path):
