@@ -74,7 +74,8 @@ class AbstractStage(ABC):
         parameters = [parameter for parameter in self.modules.parameters() if parameter.requires_grad]
         made: list[Pass] = []
         for terms in passes:
-            self.modules.zero_grad(set_to_none=True)
+            for parameter in parameters:
+                parameter.grad = None
             total = torch.stack([weights[name] * term for name, term in terms.items() if weights[name] > 0]).sum()
             # In this thread: the kernels of the rasterizer are started from Python, which is slower from autograd's own.
             with products(self.precision), torch.autograd.set_multithreading_enabled(False):
@@ -83,8 +84,7 @@ class AbstractStage(ABC):
         mean = self.exchange.mean(parameters, made)
         report = StepReport(mean[0], dict(zip(terms, mean[1:], strict=True)))
         # The same numbers in every process: all go on, or none.
-        gradients = {name: parameter.grad for name, parameter in self.modules.named_parameters() if parameter.grad is not None}
-        largest = torch.nn.utils.get_total_norm(list(gradients.values()), norm_type=torch.inf)
+        largest = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None], norm_type=torch.inf)
         if self.watch is not None:
             counted = {"total": report.total, **{name: term for name, term in report.terms.items() if weights[name] > 0}, "largest gradient": largest}
             numbers = torch.stack(list(counted.values()))
@@ -93,6 +93,7 @@ class AbstractStage(ABC):
                 optimizer.found_inf = (~torch.isfinite(numbers).all()).float()  # with which a fused optimizer changes nothing
         elif not bool(torch.isfinite(report.total + largest)):
             if bool(torch.isfinite(report.total)):
+                gradients = {name: parameter.grad for name, parameter in self.modules.named_parameters() if parameter.grad is not None}
                 raise NumericalError(f"the gradient of {_not_finite(gradients)} is not finite")
             counted = ", ".join(f"{name} = {float(term):.4g}" for name, term in report.terms.items() if weights[name] > 0)
             raise NumericalError(f"the loss is not finite ({counted})")

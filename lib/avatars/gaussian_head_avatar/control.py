@@ -11,7 +11,7 @@ from lib.geometry.neighbors import nearest_squared
 
 @dataclass(frozen=True)
 class Control:
-    """Weights per point and, so that each network runs only where it counts, the rows with a positive weight."""
+    """Weights per point and, so that each network runs only where it counts, rows among which are all with a positive weight."""
 
     expression: Float[Tensor, "N 1"]
     expression_rows: Int[Tensor, "K"]
@@ -35,14 +35,19 @@ class Control:
         return self.expression_part(of_expression) + self.pose_part(of_pose)
 
 
-def control(points: Float[Tensor, "N 3"], landmarks: Float[Tensor, "L 3"], near: float, far: float) -> Control:
+def control(
+    points: Float[Tensor, "N 3"], landmarks: Float[Tensor, "L 3"], near: float, far: float, margin: float = 0.0, kept: Control | None = None
+) -> Control:
     """1 where the nearest landmark is closer than `near`, 0 beyond `far`, linear between; *squared* canonical units.
 
-    Differentiable in both (stage 1 trains landmarks and vertices through it).
+    Differentiable in both (stage 1 trains landmarks and vertices through it). Rows are found anew, for which the host waits, with those that
+    are less than `margin` outside of their zone; or they are those of a control `kept`, whose points have moved by less.
     """
     squared = nearest_squared(points, landmarks)[:, None]
     weight = ((far - squared) / (far - near)).clamp(0.0, 1.0)
-    return Control(weight, torch.nonzero(squared[:, 0] < far)[:, 0], torch.nonzero(squared[:, 0] > near)[:, 0])
+    if kept is not None:
+        return Control(weight, kept.expression_rows, kept.pose_rows)
+    return Control(weight, torch.nonzero(squared[:, 0] < far + margin)[:, 0], torch.nonzero(squared[:, 0] > near - margin)[:, 0])
 
 
 def _scatter(count: int, rows: Int[Tensor, "K"], values: Float[Tensor, "B K C"]) -> Float[Tensor, "B N C"]:

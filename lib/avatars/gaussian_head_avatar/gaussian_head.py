@@ -121,9 +121,9 @@ class GaussianHead(nn.Module):
         """The cloud in the world. `pose_code` is the pose the networks see, `head` the one that places the head."""
         return self.cloud(self.control(), expression, pose_code, head)
 
-    def control(self) -> Control:
-        """Who moves which Gaussian."""
-        return control(self.xyz, self.landmarks_3d_neutral, self.config.dist_threshold_near, self.config.dist_threshold_far)
+    def control(self, margin: float = 0.0, kept: Control | None = None) -> Control:
+        """Who moves which Gaussian; `margin` and `kept` as in `control`."""
+        return control(self.xyz, self.landmarks_3d_neutral, self.config.dist_threshold_near, self.config.dist_threshold_far, margin, kept)
 
     def cloud(self, weights: Control, expression: Float[Tensor, "B E"], pose_code: Float[Tensor, "B 6"], head: HeadPose) -> GaussianCloud:
         """As `forward`, with `control` computed before: all that is left has fixed operations and can be compiled."""

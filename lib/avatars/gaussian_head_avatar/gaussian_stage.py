@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lib.avatars.gaussian_head_avatar.augmentation import random_zoom
 from lib.avatars.gaussian_head_avatar.avatar import RGB, GaussianAvatar, avatar_from, check_resolution
 from lib.avatars.gaussian_head_avatar.config import AvatarConfig, check_held_out, check_same, check_subject, shares_frames
+from lib.avatars.gaussian_head_avatar.control import Control
 from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHeadConfig
 from lib.avatars.gaussian_head_avatar.handover import hand_over, mesh_head_from
 from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
@@ -35,6 +36,8 @@ from lib.training.optimizer import adam
 from lib.training.stage import AbstractStage, Comparison, StepReport
 from lib.training.trainer import TrainerConfig
 from lib.training.watch import NumberWatch
+
+ROW_MARGIN, MOST_STEPS_KEPT = 0.01, 32  # squared canonical units around the zones of who moves what; steps for which their rows are kept
 
 
 class GaussianLossConfig(Config):
@@ -152,6 +155,7 @@ class GaussianHeadStage(AbstractStage):
             set_precision(networks, self.precision)
         if self.precision == "high" and device.type == "cuda":
             self.watch = NumberWatch()
+            self._steps_kept = 0
             torch.backends.cudnn.benchmark = True  # pictures keep their size: the fastest convolutions are worth looking for
 
         compiles = config.trainer.compile and self.precision == "high" and device.type == "cuda"
@@ -212,8 +216,7 @@ class GaussianHeadStage(AbstractStage):
 
     def _losses(self, batch: HeadBatch) -> GaussianLosses:
         head, avatar = self.pose_offsets.correct(batch), self.avatar
-        weights = avatar.head.control()
-        changing(weights.expression_rows), changing(weights.pose_rows)
+        weights = self._control()
         with products(self.precision):
             cloud = self._cloud(weights, batch.expression, head.pose, head)
         coarse, pixels = avatar.features(cloud, batch.flat_camera()), batch.pixels.flatten(0, 1)
@@ -229,6 +232,20 @@ class GaussianHeadStage(AbstractStage):
             fine=self._fine_loss(fine, pixels), coarse=coarse_loss, lpips=self._perceptual(fine, pixels, random),
             opacity=transparency(cloud), scale=oversize(cloud, head.scale, self.config.loss.scale_limit),
         )
+
+    def _control(self) -> Control:
+        """Who moves which Gaussian. Where the host is not to wait, rows are found with a margin and kept as long as no Gaussian can cross it."""
+        if self.watch is None:
+            return self.avatar.head.control()
+        if self._steps_kept == 0:
+            with torch.no_grad():
+                self._kept = self.avatar.head.control(margin=ROW_MARGIN)
+            changing(self._kept.expression_rows), changing(self._kept.pose_rows)
+            # A step of Adam is at most some learning rates long; near the border of a zone the square changes by twice the distance as much.
+            fastest = 4.0 * self.config.lr_net * self.config.optimizer.xyz * 2.0 * self.avatar.head.config.dist_threshold_far**0.5
+            self._steps_kept = max(1, min(MOST_STEPS_KEPT, int(ROW_MARGIN / max(fastest, 1e-12))))
+        self._steps_kept -= 1
+        return self.avatar.head.control(kept=self._kept)
 
     def _perceptual(self, image: Float[Tensor, "B 3 H W"], pixels: UInt8[Tensor, "B 5 H W"], random: list[torch.Generator]) -> Float[Tensor, ""]:
         """Mean LPIPS of a random crop of each picture and of the same of its target."""
