@@ -1,3 +1,8 @@
+"""Rows that are kept over steps."""
+
+import torch
+
+from lib.avatars.gaussian_head_avatar.control import control
 
 
 def test_kept_rows_give_the_same_until_a_point_crosses_the_margin():
