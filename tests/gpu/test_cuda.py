@@ -3,11 +3,16 @@
 import dataclasses
 import importlib.util
 import math
+import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import roma
 import torch
+import yaml
 
 from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
@@ -18,6 +23,8 @@ from lib.render.gaussian.contract import DEFAULT, Capacity, RasterOptions
 from lib.render.gaussian.interface import rasterize
 from lib.render.mesh.reference import render_mesh
 from tests.test_stages import config_of, run_script, runs, trained  # noqa: F401 (fixtures)
+
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -410,5 +417,24 @@ def test_meshes_agree_with_the_cpu():
 @pytest.mark.parametrize("stage", ["meshhead", "gaussianhead"])
 def test_stages_train(made, runs, stage, capsys):  # noqa: F811
     script, values = config_of(stage, made, runs, steps=3, name=f"cuda_{stage}")
-    run_script(script, values, runs, "trainer.device=cuda")
+    # Type checks of these tests cannot be compiled.
+    run_script(script, values, runs, "trainer.device=cuda", *(["trainer.compile=False"] if stage == "gaussianhead" else []))
     assert "finished 3 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_both_precisions_learn_the_same(made, runs, compiled):  # noqa: F811
+    """In processes of their own, without type checks."""
+    losses = {}
+    for precision in ("high", "highest"):
+        name = f"cuda_{precision}_{compiled}"
+        script, values = config_of("gaussianhead", made, runs, steps=6, name=name)
+        path = runs / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(values))
+        options = ["trainer.device=cuda", f"trainer.precision={precision}", f"trainer.compile={compiled}", "recorder.show_freq=1"]
+        command = [sys.executable, f"{script}.py", "--config", str(path), *options]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert "does not work here" not in result.stdout
+        losses[precision] = [float(text) for text in re.findall(r"loss (\d+\.\d+)", result.stdout)]
+    assert losses["high"] and losses["high"] == pytest.approx(losses["highest"], rel=0.02)
