@@ -1,6 +1,7 @@
 """The batches of the coming steps, decoded by threads while the device works on this one."""
 
 import dataclasses
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,15 @@ from lib.datasets.batches import HeadBatch
 from lib.datasets.sampler import TrainingBatches
 from lib.errors import InputError
 
+MOST_THREADS = 8
 AHEAD = 2  # batches per thread that are being decoded or wait for their step
+
+
+def loading_threads(given: int | None, device: torch.device, processes: int) -> int:
+    """As many as were asked for; else a share of the cores where a GPU would wait, and none where training needs them."""
+    if given is not None:
+        return given
+    return max(1, min(MOST_THREADS, (os.cpu_count() or 1) // processes)) if device.type == "cuda" else 0
 
 
 def load(batches: TrainingBatches, steps: range, workers: int, pinned: bool) -> Iterator[HeadBatch]:

@@ -18,7 +18,7 @@ from lib.errors import InputError, NumericalError, Stopped
 from lib.metrics.psnr import psnr
 from lib.training import distributed
 from lib.training.checkpoint import remove_leftovers, save_checkpoint
-from lib.training.loading import load
+from lib.training.loading import load, loading_threads
 from lib.training.profiling import FEWEST, StepProfiler
 from lib.training.recorder import Recorder, image_rows, shrink, write_seconds
 from lib.training.rehearsal import rehearse
@@ -39,7 +39,9 @@ class TrainerConfig(Config):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>")
     seed: int = Field(0, ge=0, description="of initial weights, sample order, views and augmentation")
     accumulate: int = Field(1, gt=0, description="passes in which a process makes its share of a batch: less memory, the same step")
-    workers: int = Field(0, ge=0, description="threads of each process that load images ahead of their step; 0 loads each at its step")
+    workers: int | None = Field(None, ge=0, description=(
+        "threads of each process that load images ahead of their step; 0 loads each at its step. Left out: as many as there are cores for, at most "
+        "8, on CUDA; 0 on a CPU"))
     final_lr_factor: float = Field(1.0, gt=0, le=1, description="learning rates fall exponentially to this fraction of their start")
     validate_every: int = Field(1000, gt=0, description="steps between held-out psnr and preview pictures")
     validate_count: int = Field(4, gt=0, description="held-out pictures per validation, spread over the frames")
@@ -84,6 +86,7 @@ class _Loop:
     ) -> None:
         self.stage, self.batches, self.config, self.recorder, self.device, self.steps = stage, batches, config, recorder, device, steps
         self.first = distributed.is_first()
+        self.workers = loading_threads(config.workers, device, distributed.count())
         self.profile = profile and self.first
         self.folder = recorder.config.run_folder
         self.data = batches.capture.record()
@@ -103,7 +106,7 @@ class _Loop:
         self.progress = start
         try:
             pinned = self.device.type == "cuda"
-            with (contextlib.closing(load(self.batches, range(start.step, self.steps), self.config.workers, pinned)) as batches,
+            with (contextlib.closing(load(self.batches, range(start.step, self.steps), self.workers, pinned)) as batches,
                   contextlib.closing(self._profiler(start.step)) as profiler):
                 self._run(start, batches, profiler, signals)
             distributed.wait_for_all()  # what the first one saves is there for whatever follows
@@ -174,7 +177,7 @@ class _Loop:
         """What to do where training waits for data."""
         if share <= LONG_WAIT:
             return ""
-        return (f"; {share:.0%} of the time went into waiting for data: raise trainer.workers (now {self.config.workers}) "
+        return (f"; {share:.0%} of the time went into waiting for data: raise trainer.workers (now {self.workers}) "
                 f"or dataset.cache_gb (now {self.batches.capture.config.cache_gb:g})")
 
     def _announce(self, start: Progress) -> None:

@@ -148,3 +148,11 @@ def test_waiting_is_told_with_what_helps(made, tmp_path, monkeypatch):
     log = (tmp_path / "checkpoints" / "tiny" / "meshhead.log").read_text()
     assert "of the time went into waiting for data: raise trainer.workers (now 0) or dataset.cache_gb (now 2)" in log
     assert "% of the time waiting for data" in log.splitlines()[-1]
+
+
+def test_threads_that_nobody_asked_for(monkeypatch):
+    monkeypatch.setattr(loading.os, "cpu_count", lambda: 12)
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [loading.loading_threads(None, cuda, processes) for processes in (1, 2, 4, 100)] == [8, 6, 3, 1]
+    assert loading.loading_threads(None, cpu, 1) == 0
+    assert [loading.loading_threads(given, device, 2) for given, device in ((0, cuda), (3, cpu))] == [0, 3]
