@@ -62,7 +62,7 @@ def regions(stage: MeshHeadStage) -> Iterator[tuple[str, ...]]:
     places: list[tuple[object, str, str]] = [
         (MeshHead, "_signs", "signs of the sdf"), (mesh_head, "find_crossings", "crossings"), (MeshHead, "_fields", "geometry MLP"),
         (mesh_head, "zero_level", "zero level"), (mesh_head, "control", "control weights"), *networks,
-        (mesh_stage, "render_mesh", "rasterization"), (MeshHeadStage, "_losses", "losses"), (torch.Tensor, "backward", BACKWARD),
+        (mesh_stage, "render_mesh", "rasterization"), (MeshHeadStage, "_terms", "losses"), (torch.Tensor, "backward", BACKWARD),
         (adam, "step", OPTIMIZER),
     ]
     with contextlib.ExitStack() as stack:

@@ -121,7 +121,9 @@ class MeshHeadStage(AbstractStage):
 
     def _losses(self, batch: HeadBatch) -> MeshLosses:
         deformed = self.head(batch)
-        image = self._render(deformed, batch)
+        return self._terms(deformed, self._render(deformed, batch), batch)
+
+    def _terms(self, deformed: DeformedHead, image: MeshImage, batch: HeadBatch) -> MeshLosses:
         visible, mask = batch.visible.flatten(0, 1), batch.masks.flatten(0, 1)
         target = batch.images.flatten(0, 1) * mask
         return MeshLosses(
