@@ -20,6 +20,8 @@ class Compiled:
             return self.written(*arguments)
         try:
             return self._function(*arguments)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ImportError, OSError) as error:  # of a part of a compiler; one of the function itself comes again below
             self._function = self.written
             result = self.written(*arguments)

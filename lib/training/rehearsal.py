@@ -9,6 +9,7 @@ import torch
 
 from lib.datasets.sampler import TrainingBatches
 from lib.training.stage import AbstractStage
+from lib.training.watch import NumberWatch
 
 SLOW_STEP_S = 2.0  # on a CPU a first step quicker than this is repeated: it also pays for what happens only once
 TRIES = 4  # on a GPU, where compilers work before the first steps
@@ -43,6 +44,8 @@ def rehearse(stage: AbstractStage, batches: TrainingBatches, step: int, device: 
     stage.modules.load_state_dict(modules)
     for name, optimizer in stage.optimizers.items():
         optimizer.load_state_dict(optimizers[name])
+    if stage.watch is not None:
+        stage.watch = NumberWatch()  # what was skipped here is no step of the run
     return StepCost(seconds, _peak_memory(device))
 
 

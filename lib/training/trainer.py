@@ -137,6 +137,8 @@ class _Loop:
                 if watch is not None:
                     watch.step = step + 1
                 report = self.stage.step(batch.to(self.device), step)
+                if watch is not None and step + 1 == self.steps:
+                    watch.settle()
             for line in watch.lines() if watch is not None and self.first else ():
                 self.recorder.line(f"{name}: {line}")
             done = step + 1

@@ -43,6 +43,11 @@ class NumberWatch:
         while self._noted and (len(self._noted) > BEHIND or self._noted[0].there is None or self._noted[0].there.query()):
             self._look(self._noted.popleft())
 
+    def settle(self) -> None:
+        """Waits for all that was noted."""
+        while self._noted:
+            self._look(self._noted.popleft())
+
     def lines(self) -> list[str]:
         """What there is to say about skipped steps, once."""
         lines, self._lines = self._lines, []

@@ -33,6 +33,19 @@ def test_a_failing_compiler_is_told_once_and_done_without(monkeypatch, capsys):
     assert "trainer.compile=False" in said
 
 
+def test_too_little_memory_is_no_failure_of_the_compiler(monkeypatch, capsys):
+    def full(function):
+        def call(*arguments):
+            raise torch.OutOfMemoryError("out of memory")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        Compiled(double, "double", True)(torch.ones(1))
+    assert not capsys.readouterr().out
+
+
 def test_errors_of_the_function_itself_are_its_own(capsys):
     def wrong(x):
         raise ValueError("of the function")

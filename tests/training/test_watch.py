@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lib.errors import NumericalError
+from lib.training import watch as watch_module
 from lib.training.optimizer import adam
 from lib.training.watch import IN_A_ROW, NumberWatch
 from tests.training.test_checkpoint import NumbersStage
@@ -60,6 +61,15 @@ def test_a_term_without_weight_skips_nothing(stage):
     descend(stage, 1.0, off=torch.tensor(float("nan")))
     assert stage.watch.skipped == 0
     assert not torch.equal(before[0], values(stage)[0])
+
+
+def test_what_was_noted_last_is_looked_at_when_the_run_ends(stage):
+    watch = stage.watch
+    watch._noted.append(watch_module._Noted(7, ("total",), torch.tensor([float("nan")]), None))
+    assert not watch.lines()
+    watch.settle()
+    assert watch.skipped == 1
+    assert watch.lines()[0].startswith("step 7 changed nothing")
 
 
 def test_states_are_loaded_on_other_devices():
