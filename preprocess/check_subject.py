@@ -46,7 +46,6 @@ SAMPLED_FRAMES = 4  # seen by every camera, unless --full
 LEAST_ON_HEAD = 0.8  # share of landmarks inside the matte, mean of a camera: the jaw line lies on the outline, so a few miss
 LARGEST_ERROR = 0.02  # of the image size: median distance of projected from detected landmarks of a camera
 LARGEST_JUMP = 1.0  # canonical units, half a head
-DETECTOR_SIZES = (256, 512, 1024)  # usual sizes of the pictures that landmarks are detected in, when not the full ones
 
 
 @dataclass(frozen=True)
@@ -164,12 +163,12 @@ def compare_detections(capture: HeadCapture) -> tuple[dict[str, Reprojection], l
             problems.append(str(error))
         else:
             if detected is not None:
-                found[picture] = detected
+                found[picture] = detected[:, :2]
     if not found:
         print("no 2D landmarks in landmarks/: cameras are judged by mattes alone")
         return {}, problems
     original, reach = capture.config.original_resolution, max(float(detected.max()) for detected in found.values())
-    size = next((size for size in DETECTOR_SIZES if reach <= size < original), original)
+    size = capture.folder.detection_size(original, reach)
     print(f"2D landmarks of {len(found)} pictures reach to {reach:.0f} px: taken as detected in pictures of {size} x {size}")
     result = {}
     for camera in capture.camera_ids:

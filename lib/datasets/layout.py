@@ -6,6 +6,7 @@
     <subject>/params/<frame>/{lmk_3d,vertices}.npy    (66,3) landmarks and (M,3) model vertices, world units
     <subject>/frames.json                             optional: sequence and time of every frame
     <subject>/landmarks/<frame>/lmk_<camera>.npy      optional: (68,3) detected x, y, score; training never reads it
+    <subject>/landmarks/detector.json                 optional: {"size": pixels of the square pictures they were detected in, "detector": name}
     <subject>/expressionless/<frame>/{image,mask}_<camera>.jpg   synthetic subjects only: the truth with expression 0
 """
 
@@ -36,6 +37,7 @@ JAW_ROWS = slice(0, 17)
 CONTROL_VERTEX_STRIDE = 100  # control landmarks are the 66 landmarks and every 100th model vertex
 PARAMS_NAME, LANDMARKS_NAME, VERTICES_NAME = "params.npz", "lmk_3d.npy", "vertices.npy"
 IMAGE_SUFFIXES = (".jpg", ".png")  # in order of preference
+DETECTOR_SIZES = (256, 512, 1024)  # usual sizes of the pictures that landmarks are detected in, when not the full ones
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,10 @@ class CaptureFolder:
         """2D landmarks found in one picture."""
         return self.root / "landmarks" / frame / f"lmk_{camera}.npy"
 
+    def detector_path(self) -> Path:
+        """What the 2D landmarks were found with, and in pictures of which size."""
+        return self.root / "landmarks" / "detector.json"
+
     def frames_path(self) -> Path:
         """Which sequence each frame belongs to."""
         return self.root / "frames.json"
@@ -209,8 +215,8 @@ class CaptureFolder:
         vertices = _array(path, _load(path), (None, 3))
         return ControlPoints(torch.from_numpy(np.concatenate([landmarks, vertices[::CONTROL_VERTEX_STRIDE]])), len(stored))
 
-    def read_detections(self, frame: str, camera: str) -> Float[Tensor, "66 2"] | None:
-        """Detected landmarks in pixels of the detector's image; None where there is no file or nothing was found (all zeros)."""
+    def read_detections(self, frame: str, camera: str) -> Float[Tensor, "66 3"] | None:
+        """Detected landmarks (x, y in pixels of the detector's picture, score); None where there is no file or nothing was found (all zeros)."""
         path = self.detections_path(frame, camera)
         if not path.exists():
             return None
@@ -218,7 +224,23 @@ class CaptureFolder:
         found = _without_outer_corners(stored)
         if len(found) != LANDMARK_COUNT:
             raise InputError(f"{path}: expected 68 landmarks (or {LANDMARK_COUNT}), found {len(stored)}")
-        return torch.from_numpy(found[:, :2].copy()) if found.any() else None
+        return torch.from_numpy(found.copy()) if found.any() else None
+
+    def detection_size(self, original: int, reach: float) -> int:
+        """Side of the square pictures that landmarks were detected in: as detector.json says, else the smallest usual one that holds `reach`.
+
+        `original`: pixels of the full pictures; `reach`: the largest coordinate of any detection.
+        """
+        path = self.detector_path()
+        if not path.exists():
+            return next((size for size in DETECTOR_SIZES if reach <= size < original), original)
+        try:
+            size = json.loads(path.read_text(encoding="utf-8"))["size"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f'{path}: expected {{"size": 2048, "detector": "..."}}, found another ({type(error).__name__}: {error})') from error
+        if not isinstance(size, int) or size < 1:
+            raise InputError(f"{path}: 'size': expected a positive number of pixels, found {size!r}")
+        return size
 
 
 def read_camera_file(path: Path) -> tuple[Float[Tensor, "3 4"], Float[Tensor, "3 3"]]:

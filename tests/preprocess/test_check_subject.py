@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from lib.datasets import layout
 from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig, Picture
 from lib.errors import InputError
 from lib.training.runtime import run
@@ -124,9 +125,19 @@ def test_exact_detections_agree(copy, look):
 
 def test_smaller_detector_pictures_are_recognised(copy, look, monkeypatch):
     write_detections(copy, SIZE // 2)
-    monkeypatch.setattr(check_subject, "DETECTOR_SIZES", (SIZE // 2,))
+    monkeypatch.setattr(layout, "DETECTOR_SIZES", (SIZE // 2,))
     said = look(copy)
     assert "taken as detected in pictures of 32 x 32" in said and "0.0 px from 7 detections" in said
+
+
+def test_detections_of_a_smaller_picture_that_says_its_size_agree(copy, look):
+    write_detections(copy, SIZE // 2)
+    (copy / "landmarks" / "detector.json").write_text('{"size": 32, "detector": "exact"}')
+    said = look(copy)
+    assert "taken as detected in pictures of 32 x 32" in said and "0.0 px from 7 detections" in said
+    (copy / "landmarks" / "detector.json").write_text('{"size": "32"}')
+    with pytest.raises(InputError, match="detector.json: 'size'"):
+        look(copy)
 
 
 def test_a_shifted_principal_point_is_found_by_detections(copy, look):
