@@ -24,7 +24,7 @@ from lib.errors import InputError
 from lib.files import write_whole
 from lib.metrics.psnr import psnr
 from lib.metrics.ssim import ssim
-from lib.training.recorder import image_rows, read_seconds, write_seconds
+from lib.training.recorder import image_rows, read_seconds, shrink, write_seconds
 from lib.training.runtime import choose_device, is_terminal
 
 OPEN_MOUTH = 0.2  # of the mouth width: a larger inner-lip gap counts as open
@@ -132,7 +132,7 @@ def _score_split(
             expressionless_psnr=None if truth is None else float(psnr(truth.to(device)[None], target)),
         ))
         if picture in chosen:
-            shown.append([target[0].cpu(), image[0].cpu(), neutral[0].cpu()])
+            shown.append(list(shrink(torch.cat([target, image, neutral])).cpu()))
     # Rows: target, avatar, the same avatar without expression.
     write_image(sheet, image_rows([torch.stack(list(row)) for row in zip(*shown, strict=True)]))
     return rows
