@@ -9,7 +9,9 @@ denser performance without any image, to drive an avatar with. Several subjects 
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,11 +85,12 @@ def main() -> None:
     sensor.add_argument("--color", type=float, default=0.0, help="standard deviation of each camera's gain per channel (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of expressions, head motion and sensor (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:<n> or auto (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the frames, and the GPUs with --device cuda (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
     options = parser.parse_args()
-    if options.frames < len(SEQUENCES) or options.resolution < 16 or options.driver_frames < 0:
-        raise InputError(f"expected --frames >= {len(SEQUENCES)}, --resolution >= 16 and --driver-frames >= 0, found "
-                         f"{options.frames}, {options.resolution} and {options.driver_frames}")
+    if options.frames < len(SEQUENCES) or options.resolution < 16 or options.driver_frames < 0 or options.workers < 1:
+        raise InputError(f"expected --frames >= {len(SEQUENCES)}, --resolution >= 16, --driver-frames >= 0 and --workers >= 1, found "
+                         f"{options.frames}, {options.resolution}, {options.driver_frames} and {options.workers}")
     if min(options.noise, options.blur, options.color) < 0:
         raise InputError(f"expected --noise, --blur and --color >= 0, found {options.noise}, {options.blur} and {options.color}")
     unknown = [name for name in options.subjects if name not in PRESETS]
@@ -101,7 +104,7 @@ def main() -> None:
     for subject in pending:
         subject.head(device, texture_size=16)
     for subject in pending:
-        subject.make(device)
+        subject.make(device, options.workers)
 
 
 def _subject(name: str, options: argparse.Namespace) -> "Subject":
@@ -144,19 +147,30 @@ class Subject:
         """The head with this look; InputError for unknown names."""
         return DemoHead(**dataclasses.asdict(self.look), texture_size=texture_size, device=device)
 
-    def make(self, device: torch.device) -> None:
+    def make(self, device: torch.device, workers: int = 1) -> None:
         """Renders beside the place and moves: an interrupted rendering never looks like a subject, and never harms the old one."""
-        head = self.head(device, texture_size=2 * self.resolution)
         partial = self.output.with_name(self.output.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        records = write_subject(head, partial, self.resolution, self.frames, self.sensor.seed, self.sensor)
-        write_driver(head, partial / "driver", self.driver_frames, self.sensor.seed)
+        if workers == 1:
+            records = self._write(partial, device, (0, 1))
+        else:
+            devices = [torch.device("cuda", k) for k in range(torch.cuda.device_count())] if device.type == "cuda" else [device]
+            threads = max(1, torch.get_num_threads() // workers)
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)) as processes:
+                parts = [processes.submit(self._write, partial, devices[k % len(devices)], (k, workers)) for k in range(workers)]
+                records = [part.result() for part in parts][0]
+        write_driver(self.head(torch.device("cpu"), texture_size=16), partial / "driver", self.driver_frames, self.sensor.seed)
         (partial / "frames.json").write_text(json.dumps({"frames": records, "made_with": self.request()}, indent=1))
         if self.output.exists():
             shutil.rmtree(self.output)
         partial.rename(self.output)
         print(f"wrote {self.output}: {len(records)} frames x {len(CAMERA_IDS)} cameras, {self.resolution}x{self.resolution}; "
               f"{self.driver_frames} driving frames in {self.output / 'driver'}")
+
+
+    def _write(self, folder: Path, device: torch.device, share: tuple[int, int]) -> list[dict[str, str | float]]:
+        head = self.head(device, texture_size=2 * self.resolution)
+        return write_subject(head, folder, self.resolution, self.frames, self.sensor.seed, self.sensor, share)
 
 
 def _made_with(folder: Path) -> dict[str, str] | None:
@@ -168,9 +182,9 @@ def _made_with(folder: Path) -> dict[str, str] | None:
 
 
 def write_subject(
-    head: DemoHead, output: Path, resolution: int, frames: int, seed: int, sensor: Sensor = PERFECT
+    head: DemoHead, output: Path, resolution: int, frames: int, seed: int, sensor: Sensor = PERFECT, share: tuple[int, int] = (0, 1)
 ) -> list[dict[str, str | float]]:
-    """Renders all frames and cameras; returns the rows of frames.json."""
+    """Renders all frames and cameras, or of `share` (k, n) frames k, k + n, ... alone; returns the rows of frames.json, of all frames."""
     folder, cameras = CaptureFolder(output), rig(resolution, FOCAL_WITH_HAIR if head.cards else FOCAL_PER_PIXEL)
     at_once = min(CAMERAS_AT_ONCE, max(1, PIXELS_AT_ONCE // resolution**2))
     records: list[dict[str, str | float]] = []
@@ -182,9 +196,10 @@ def write_subject(
             records.append({"frame": f"{index:04d}", "sequence": SEQUENCES[number].name, "time": time})
             moments.append(performance.at(time))
     empty = np.full((resolution, resolution, 3), WALL, dtype=np.float32)
-    for row, camera in enumerate(CAMERA_IDS):
+    for row, camera in enumerate(CAMERA_IDS if share[0] == 0 else ()):
         _write_image(folder.background_path(camera), sensor.capture(empty, row, shot=frames))
-    for shot, (record, moment) in enumerate(tqdm(list(zip(records, moments, strict=True)), desc=f"rendering {output.stem}", unit="frame")):
+    shots = list(enumerate(zip(records, moments, strict=True)))[share[0]::share[1]]
+    for shot, (record, moment) in tqdm(shots, desc=f"rendering {output.stem}", unit="frame", disable=share[0] > 0):
         frame = str(record["frame"])
         vertices = write_params(head, output / "params" / frame, moment)
         neutral = moment.head.to(head.device).to_world(head.vertices(torch.zeros_like(moment.expression)))
