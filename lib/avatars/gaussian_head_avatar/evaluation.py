@@ -107,11 +107,18 @@ def mouth_box(batch: HeadBatch) -> tuple[slice, slice] | None:
     return (slice(top, bottom), slice(left, right)) if right > left and bottom > top else None
 
 
+def shown_pictures(pictures: list[Picture]) -> set[Picture]:
+    """Some frames, each from another camera (at equal distances in the list all might be from one)."""
+    frames = spread(list(dict.fromkeys(picture.frame for picture in pictures)), SHEET_COLUMNS)
+    cameras = list(dict.fromkeys(picture.camera for picture in pictures))
+    return {Picture(frame, cameras[(2 * k + 1) * len(cameras) // (2 * len(frames))]) for k, frame in enumerate(frames)}
+
+
 def _score_split(
     avatar: GaussianAvatar, capture: HeadCapture, pictures: list[Picture], sheet: Path, name: str, device: torch.device
 ) -> list[PictureScore]:
     rows, shown = [], []
-    chosen = set(spread(pictures, SHEET_COLUMNS))
+    chosen = shown_pictures(pictures)
     for picture in tqdm(pictures, desc=name, unit="picture", mininterval=0.5 if is_terminal() else 15.0):
         batch = capture.pictures([picture]).to(device)
         with torch.no_grad():
