@@ -115,7 +115,7 @@ def _videos(sequence: Path, files: FolderFiles) -> list[_Video]:
         said = (int(content.get("width") or width), int(content.get("height") or height))
         mask = sequence / "alpha_maps" / path.name
         videos.append(_Video(path, serial, files.picture(mask, str(path), "mask") if mask.parent.is_dir() else None,
-                             Camera(matrix[:3], lens, *said).resized(width, height), pictures))
+                             Camera(matrix[None, :3], lens[None], *said).resized(width, height), pictures))
     return videos
 
 

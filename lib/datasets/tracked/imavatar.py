@@ -79,5 +79,5 @@ def _video(file: Path, files: FolderFiles) -> list[TrackedFrame]:
 
 def _camera(world_mat: torch.Tensor, lens: np.ndarray, height: int, width: int) -> Camera:
     fx, fy, cx, cy = lens.tolist()
-    intrinsics = torch.tensor([[-fx * width, 0.0, cx * width], [0.0, fy * height, cy * height], [0.0, 0.0, 1.0]])
-    return Camera(torch.tensor(UPRIGHT)[:, None] * world_mat, intrinsics, width, height)
+    intrinsics = torch.tensor([[[-fx * width, 0.0, cx * width], [0.0, fy * height, cy * height], [0.0, 0.0, 1.0]]])
+    return Camera(torch.tensor(UPRIGHT)[:, None] * world_mat[None], intrinsics, width, height)

@@ -81,7 +81,7 @@ def read_frame(path: Path) -> tuple[FaceParams, Camera]:
         eyelids=numbers(flame, "eyelids", 2) if "eyelids" in flame else None)
     height, width = (int(value) for value in finite(f"{path}: 'img_size'", content.get("img_size"), (2,)))
     rotation, move, lens = numbers(opencv, "R", 9), numbers(opencv, "t", 3), numbers(opencv, "K", 9)
-    return params, Camera(torch.cat([rotation.reshape(3, 3), move[:, None]], dim=1), lens.reshape(3, 3), width, height)
+    return params, Camera(torch.cat([rotation.reshape(1, 3, 3), move[None, :, None]], dim=2), lens.reshape(1, 3, 3), width, height)
 
 
 def _load(path: Path) -> Any:

@@ -60,7 +60,7 @@ class TrackedFrame:
     params: FaceParams
     where: str  # file, and row where a file holds many: for messages
     camera: str | None = None
-    view: Camera | None = None  # no batch dimension
+    view: Camera | None = None  # a batch of one
     image: Path | None = None
     mask: Path | None = None
     video_frame: int | None = None  # where image and mask are videos: which of their pictures
@@ -76,7 +76,7 @@ class TrackedFrame:
             return HeadPose(torch.cat([params.rotation, move]), scale)
         if self.view is None:
             return None
-        upright = torch.tensor(UPRIGHT)[:, None] * self.view.world_to_camera
+        upright = torch.tensor(UPRIGHT)[:, None] * self.view.world_to_camera[0]
         return HeadPose.from_matrix(upright, scale)
 
 

@@ -49,8 +49,9 @@ def read(path: Path, options: ReadOptions) -> TrackedSequence:
             if mask is None and options.images:
                 raise InputError(f"{folder.image_path(name, camera, 'mask')}: mask is missing; matte this picture or leave the frame out")
             height, width = sizes[camera]
+            extrinsic, intrinsic = folder.read_camera(name, camera)
             frames.append(TrackedFrame(
-                name, instant.sequence, number, found, instant.where, camera, Camera(*folder.read_camera(name, camera), width, height),
+                name, instant.sequence, number, found, instant.where, camera, Camera(extrinsic[None], intrinsic[None], width, height),
                 picture, None if mask is None else folder.images_path(name) / mask, time=instant.time))
     notes = [] if records is not None else ["no frames.json: all frames are one sequence"]
     return TrackedSequence(FORMAT, path, model, "origin", tuple(frames), tuple(notes))

@@ -59,7 +59,8 @@ class Entry:
         if min(width, height, focal_x, focal_y) <= 0:
             raise InputError(f"{self.where}: expected a positive size and focal length, found {width}x{height}, {focal_x:g} and {focal_y:g}")
         matrix = finite(f"{self.where}: 'transform_matrix'", self.values.get("transform_matrix"), (4, 4), np.float64)
-        return Camera(opencv_view(matrix, self.where), torch.tensor([[focal_x, 0, center[0]], [0, focal_y, center[1]], [0, 0, 1]]), width, height)
+        intrinsics = torch.tensor([[[focal_x, 0.0, center[0]], [0.0, focal_y, center[1]], [0.0, 0.0, 1.0]]])
+        return Camera(opencv_view(matrix, self.where)[None], intrinsics, width, height)
 
 
 def opencv_view(camera_to_world: np.ndarray, where: str) -> torch.Tensor:
