@@ -20,7 +20,8 @@ from lib.datasets.tracked.transforms import look_for, read_entries
 from lib.errors import InputError
 
 EXPORT, TRACKER = "VHAP export (GaussianAvatars input)", "VHAP tracker output"
-MODEL = FaceModel("FLAME", "2023 (VHAP's default; its files do not say)")
+MODEL = FaceModel("FLAME", "2023")
+MODEL_NOTE = "the edition of FLAME is not in the files: 2023, which VHAP takes unless told otherwise"
 ROTATIONS = {"rotation": 3, "translation": 3, "neck_pose": 3, "jaw_pose": 3, "eyes_pose": 6}
 FIELDS = {"rotation": "rotation", "translation": "translation", "neck_pose": "neck", "jaw_pose": "jaw", "eyes_pose": "eyes"}
 
@@ -79,12 +80,12 @@ def read_export(path: Path, options: ReadOptions) -> TrackedSequence:
             raise InputError(f"{source}: expected the parameters of one timestep, found {len(params)}")
         there = files.picture(image, entry.where)
         frames.append(TrackedFrame(
-            name=image.stem, sequence=entry.text("sequence") if "sequence" in entry.values else source.parent.parent.resolve().name,
+            name=entry.text("timestep_id") if "timestep_id" in entry.values else source.stem, sequence=entry.text("sequence") if "sequence" in entry.values else source.parent.parent.resolve().name,
             timestep=round(entry.number("timestep_index")), params=params[0],
             where=f"{entry.where} ({source})", camera=entry.text("camera_id" if "camera_id" in entry.values else "camera_index"),
             view=entry.view(there), image=there, mask=None if mask is None else files.picture(mask, entry.where, "mask"), split=entry.split))
     frames.sort(key=lambda frame: frame.timestep)  # stable: cameras keep their order
-    notes = (*files.notes, *(["dynamic_offset is not read"] if flame.has_dynamic_offset else []))
+    notes = (MODEL_NOTE, *files.notes, *(["dynamic_offset is not read"] if flame.has_dynamic_offset else []))
     return TrackedSequence(EXPORT, path, MODEL, "root joint", tuple(frames), notes)
 
 
@@ -103,7 +104,7 @@ def read_tracker(path: Path, options: ReadOptions) -> TrackedSequence:
     names = _timestep_names(file, len(rows := FlameFiles().rows(file)))
     frames = tuple(TrackedFrame(name, file.resolve().parent.name, row, params, f"{file}: timestep {name}")
                    for row, (name, params) in enumerate(zip(names, rows, strict=True)))
-    return TrackedSequence(TRACKER, file, MODEL, "root joint", frames, ("cameras and pictures are in VHAP's export, not here",))
+    return TrackedSequence(TRACKER, file, MODEL, "root joint", frames, (MODEL_NOTE, "cameras and pictures are in VHAP's export, not here"))
 
 
 def _timestep_names(path: Path, count: int) -> list[str]:
