@@ -80,7 +80,8 @@ def read_export(path: Path, options: ReadOptions) -> TrackedSequence:
             raise InputError(f"{source}: expected the parameters of one timestep, found {len(params)}")
         there = files.picture(image, entry.where)
         frames.append(TrackedFrame(
-            name=entry.text("timestep_id") if "timestep_id" in entry.values else source.stem, sequence=entry.text("sequence") if "sequence" in entry.values else source.parent.parent.resolve().name,
+            name=entry.text("timestep_id") if "timestep_id" in entry.values else source.stem,
+            sequence=entry.text("sequence") if "sequence" in entry.values else source.parent.parent.resolve().name,
             timestep=round(entry.number("timestep_index")), params=params[0],
             where=f"{entry.where} ({source})", camera=entry.text("camera_id" if "camera_id" in entry.values else "camera_index"),
             view=entry.view(there), image=there, mask=None if mask is None else files.picture(mask, entry.where, "mask"), split=entry.split))
