@@ -84,7 +84,7 @@ def _decoded(path: Path, stack: ExitStack) -> Iterator[UInt8[Tensor, "3 H W"]]:
         container = stack.enter_context(av.open(str(path)))
         for frame in container.decode(video=0):
             yield torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
-    except (OSError, ValueError, IndexError) as error:  # what PyAV raises derives from these
+    except (av.FFmpegError, OSError, IndexError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a video ({error}); copy it again") from error
 
 

@@ -125,5 +125,5 @@ def _video_size(path: Path) -> tuple[int, int, int]:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             return stream.frames, stream.width, stream.height
-    except (OSError, IndexError, ValueError) as error:  # what PyAV raises derives from these
+    except (av.FFmpegError, OSError, IndexError, AttributeError, ValueError) as error:  # a stream without codec has no width
         raise InputError(f"{path}: cannot be read as a video ({error}); download it again") from error

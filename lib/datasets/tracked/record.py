@@ -104,6 +104,23 @@ class TrackedSequence:
                 if (have is None) != (want is None) or (have is not None and have.shape != want.shape):
                     raise InputError(f"{frame.where}: '{name}' has {_size(have)}, {first.where} has {_size(want)}; "
                                      "all frames must come from one model")
+            if frame.params.scale is not None and float(frame.params.scale) <= 0:
+                raise InputError(f"{frame.where}: 'scale': expected a positive number, found {float(frame.params.scale):g}")
+        self._check_cameras()
+
+    def _check_cameras(self) -> None:
+        """All at once, as there may be tens of thousands."""
+        seen = [(frame, frame.view) for frame in self.frames if frame.view is not None]
+        if not seen:
+            return
+        turns = torch.cat([view.world_to_camera[..., :3] for _, view in seen]).double()
+        lenses = torch.cat([view.intrinsics for _, view in seen])
+        wrong = (turns @ turns.transpose(-1, -2) - torch.eye(3, dtype=torch.float64)).abs().amax(dim=(-1, -2)) > 1e-3
+        wrong |= (torch.linalg.det(turns) < 0) | (lenses[:, 0, 0] <= 0) | (lenses[:, 1, 1] <= 0)
+        if bool(wrong.any()):
+            frame, view = seen[int(wrong.nonzero()[0])]
+            raise InputError(f"{frame.where}: its camera is none: expected a rotation and positive focal lengths, found "
+                             f"{view.world_to_camera[0, :, :3].tolist()} and {view.intrinsics[0].diagonal()[:2].tolist()}")
 
     @property
     def expression_count(self) -> int:

@@ -110,7 +110,7 @@ def read_tracker(path: Path, options: ReadOptions) -> TrackedSequence:
 
 def _timestep_names(path: Path, count: int) -> list[str]:
     stored: Any = parse_arrays(path, read_bytes(path)).get("timestep_id")
-    return [str(name) for name in stored] if stored is not None and len(stored) == count else [f"{row:05d}" for row in range(count)]
+    return [str(name) for name in stored] if np.shape(stored) == (count,) else [f"{row:05d}" for row in range(count)]
 
 
 def _keys(path: Path) -> set[str]:

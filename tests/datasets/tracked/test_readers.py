@@ -355,6 +355,34 @@ def test_flashavatars_division_needs_more_than_500_frames(tmp_path, monkeypatch,
     assert {frame.split for frame in found.frames} == {None} and "needs more" in found.notes[-1]
 
 
+@pytest.mark.parametrize("name", ["benchmark", "imavatar", "metrical"])
+def test_a_camera_that_is_none_is_refused(name, tmp_path, show):
+    path = CASES[name].build(tmp_path / "data" / "me", show)
+    bad = (2.0 * np.eye(4)).tolist()
+    if name == "benchmark":
+        change(path / "calibration" / "camera_params.json", lambda content: content["world_2_cam"].update({CAMERAS[0]: bad}))
+    elif name == "imavatar":
+        change(path / "flame_params.json", lambda content: content["frames"][2].update(world_mat=bad[:3]))
+    else:
+        content = torch.load(path / "checkpoint" / "00002.frame", weights_only=False)
+        content["opencv"]["K"] = -content["opencv"]["K"]
+        torch.save(content, path / "checkpoint" / "00002.frame")
+    assert "its camera is none" in refusal(path) and ("row 0" if name == "benchmark" else "2") in refusal(path)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0])
+def test_a_scale_that_is_none_is_refused(scale, tmp_path, show):
+    assert "'scale'" in refusal(write_benchmark(tmp_path / "393", show, scale))
+
+
+@pytest.mark.parametrize("content", [b"", b"no video", None])
+def test_a_broken_video_is_named(content, tmp_path, show):
+    path = write_benchmark(tmp_path / "393", show)
+    video = next(path.rglob("images/*.mp4"))
+    video.write_bytes(video.read_bytes()[:60] if content is None else content)
+    assert str(video) in refusal(path)
+
+
 def test_insta_without_a_jaw_says_so(tmp_path, show):
     found = read_tracking(write_insta(tmp_path / "me", show, jaw=False))
     assert found.frames[0].params.jaw is None and "jaw" in found.notes[0]
