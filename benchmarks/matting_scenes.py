@@ -99,7 +99,9 @@ def draw_background(kind: str, size: int, shot: Shot) -> NDArray[np.float32]:
     return np.clip(wall, 0.0, 1.0).astype(np.float32)
 
 
-def write_capture(root: Path, preset: str, background: str, size: int, frames: int, rows: tuple[int, ...] = CAPTURED) -> dict[Path, NDArray[np.float32]]:
+def write_capture(
+    root: Path, preset: str, background: str, size: int, frames: int, rows: tuple[int, ...] = CAPTURED
+) -> dict[Path, NDArray[np.float32]]:
     """A subject folder without mattes; returns the true matte of every picture by the path where it belongs."""
     folder, truth = CaptureFolder(root), {}
     for frame in range(frames):
@@ -115,7 +117,7 @@ def _color_of(shot: Shot, kind: str) -> NDArray[np.float32]:
     """The median colour of the middle of the head, or of its top."""
     rows, columns = np.nonzero(shot.mask > 0.99)
     height = (rows - rows.min()) / np.ptp(rows)
-    part = height < 0.1 if kind == "like_hair" else (0.5 < height) & (height < 0.7)
+    part = height < 0.1 if kind == "like_hair" else np.abs(height - 0.6) < 0.1
     return np.median(shot.color[rows[part], columns[part]], axis=0).clip(0.04, 1.0)
 
 

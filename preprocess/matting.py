@@ -66,14 +66,14 @@ NAMES = (*WEIGHTS, "classical")
 
 
 def open_matting(name: str, weights: Path | None, device: str, has_backgrounds: bool) -> Matting:
-    """The named way; `auto` is the best one whose weights are in assets/matting, else `classical`. Raises InputError for absent or foreign weights."""
+    """The named way; `auto` is the best one whose weights are in assets/matting, else `classical`. InputError for absent or foreign weights."""
     if name == "auto":
         if weights is not None:
             raise InputError(f"--weights {weights}: say with --matter whose weights these are: {' or '.join(WEIGHTS)}")
         usable = [known for known in WEIGHTS if _found(known) is not None and (has_backgrounds or known != "background_matting_v2")]
         name = usable[0] if usable else "classical"
         if not usable:
-            print(f"no weights of {' or '.join(WEIGHTS)} in {WEIGHTS_FOLDER}/: matting without any (classical), good enough to train; README says more")
+            print(f"no weights of {' or '.join(WEIGHTS)} in {WEIGHTS_FOLDER}/: matting without any (classical), good enough to train")
     if name == "classical":
         if weights is not None:
             raise InputError(f"--weights {weights}: --matter classical has no weights; leave one of the two out")
@@ -81,8 +81,8 @@ def open_matting(name: str, weights: Path | None, device: str, has_backgrounds: 
     path = weights or _found(name)
     if path is None or not path.is_file():
         places = f"looked for {path}" if path is not None else f"looked in {WEIGHTS_FOLDER}/ for {', '.join(WEIGHTS[name].names)}"
-        raise InputError(f"--matter {name}: its weights are not here: {places}. They come from {WEIGHTS[name].source}; put a file there, name it with "
-                         "--weights, or take --matter classical, which needs none")
+        raise InputError(f"--matter {name}: its weights are not here: {places}. They come from {WEIGHTS[name].source}; put a file there, name it "
+                         "with --weights, or take --matter classical, which needs none")
     chosen = choose_device(device, option="--device")
     model = _load(path, name, chosen)
     if name == "background_matting_v2":
@@ -100,9 +100,8 @@ def _load(path: Path, name: str, device: torch.device) -> torch.jit.ScriptModule
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(f"{path}: cannot be read as a TorchScript file ({str(error).strip().splitlines()[0]}); expected one of "
                          f"{', '.join(WEIGHTS[name].names)} from {WEIGHTS[name].source}. Files with weights alone do not do") from error
-    wanted = "backbone_scale" if name == "background_matting_v2" else None
-    if wanted is not None and not hasattr(model, wanted):
-        raise InputError(f"{path}: a TorchScript file, but not one of {name} (it has no '{wanted}'); take the file from {WEIGHTS[name].source}")
+    if (name == "background_matting_v2") != hasattr(model, "backbone_scale"):
+        raise InputError(f"{path}: a TorchScript file, but not one of {name}; take the file from {WEIGHTS[name].source}")
     return model
 
 
@@ -169,7 +168,8 @@ def _called(path: Path, call: Callable[[], Tensor]) -> Tensor:
         raise InputError(f"{path}: the device has too little memory for this size of picture; take --device cpu or --matter classical") from error
     except RuntimeError as error:
         lines = str(error).strip().splitlines()
-        raise InputError(f"{path}: the network failed ({lines[-1] if lines else 'no reason given'}); is it the file of --matter, in fp32 on a CPU?") from error
+        reason = lines[-1] if lines else "no reason given"
+        raise InputError(f"{path}: the network failed ({reason}); is it the file of --matter, in fp32 on a CPU?") from error
 
 
 def _checked(alpha: Tensor, shape: tuple[int, ...], path: Path) -> Float[Tensor, "B 1 H W"]:

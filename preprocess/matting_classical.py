@@ -5,8 +5,8 @@
 2. Deviation of every pixel from that scene in units of the noise, which is measured per picture and grows with the local contrast of the scene.
    Neighbours count together, so that weak differences of an area are seen; what is only darker than the scene may be its shadow.
 3. Where the deviation is clear the pixel is decided; the rest is left to GrabCut (Rother et al. 2004), at a reduced size.
-4. In a band around the outline, wider where hair deviates beyond it, alpha solves picture = alpha·F + (1-alpha)·scene at full size, F being the colour
-   of the person nearby; where F and scene look alike, alpha falls back on a guided filter (He et al. 2010) of what was decided.
+4. In a band around the outline, wider where hair deviates beyond it, alpha solves picture = alpha·F + (1-alpha)·scene at full size, F being the
+   colour of the person nearby; where F and scene look alike, alpha falls back on a guided filter (He et al. 2010) of what was decided.
 """
 
 from dataclasses import dataclass
@@ -100,7 +100,7 @@ def _scene(picture: Image, background: Image, gain: Image, background_only: Regi
 
 
 def deviation(picture: Image, scene: Scene, sigma: float, shadows: bool = False) -> Plane:
-    """Distance of every pixel with its neighbours (Gaussian weights, sigma in pixels) from the scene, in units of noise; `shadows`: or from a shadow on it."""
+    """Distance of every pixel, with its neighbours (Gaussian weights), from the scene or, with `shadows`, from a shadow on it; in units of noise."""
     other = scene.picture
     if shadows:
         # Of a neighbourhood: the edge of a shadow is soft, and the pattern of the wall goes on in it.

@@ -66,9 +66,9 @@ def _median_of_free(pictures: list[NDArray[np.uint8]], taken: list[Region]) -> t
     step = max(1, PIXELS_AT_ONCE // plate.shape[1])
     for top in range(0, len(plate), step):
         rows = slice(top, top + step)
-        stack = np.ma.masked_array(np.stack([picture[rows] for picture in pictures]),
-                                   np.stack([np.broadcast_to(where[rows, :, None], picture[rows].shape) for picture, where in zip(pictures, taken, strict=True)]))
-        plate[rows] = np.ma.median(stack, axis=0).filled(0).astype(np.uint8)
+        colors = np.stack([picture[rows] for picture in pictures])
+        hidden = np.repeat(np.stack([where[rows] for where in taken])[..., None], 3, axis=-1)
+        plate[rows] = np.ma.median(np.ma.masked_array(colors, hidden), axis=0).filled(0).astype(np.uint8)
     return plate, seen
 
 
