@@ -26,8 +26,13 @@ SYSTEMATIC = 0.01  # of the brightness: what a fitted scene is off over whole ar
 JITTER = 0.15  # pixels of the reduced picture by which contrast of the scene may be displaced
 CLEAR, ALIKE = 5.0, 2.5  # deviations: surely the person, and not to be told from the scene
 SHADOW, SOFT = 0.8, 2.0  # what is darker than this share of the brightness is no shadow; width of its edges in pixels of the reduced picture
+PATTERNED = 1.5  # times the least noise: expected only where the scene has a pattern
+FAR = 0.15  # of the size: how far parts of the person may be from what is clear
 CLOSING = 0.02  # of the size: gaps that are bridged
 REACH = 0.035  # of the size: how far hair may stick out of the outline
+DOUBT = 12.0  # times the squared noise: squared contrast at which the solved alpha and that of the guided filter count alike
+FEW = 50  # pixels: GrabCut makes models of five colours of each side
+COLUMNS = 1024
 
 
 @dataclass(frozen=True)
@@ -124,9 +129,12 @@ def decide(picture: Image, scene: Scene) -> Region:
     """Which pixels are the person."""
     single, clear = deviation(picture, scene, 0.7), clear_region(picture, scene)
     labels = np.where(clear, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    labels[~_grown(clear, round(REACH * max(clear.shape))) | ((single < ALIKE) & ~_grown(clear, 2))] = cv2.GC_BGD
+    # Where the wall is plain, a pixel that looks like it may still be of a person in its colour: GrabCut sees the edges.
+    patterned = scene.noise > PATTERNED * scene.noise.min()
+    labels[~_grown(clear, round(FAR * max(clear.shape))) | ((single < ALIKE) & patterned & ~_grown(clear, 2))] = cv2.GC_BGD
     labels[_shrunk(clear, 2)] = cv2.GC_FGD
-    if (labels == cv2.GC_FGD).any() and (labels == cv2.GC_BGD).any():
+    # Odd labels are of the person.
+    if FEW < (labels % 2).sum() < labels.size - FEW:
         pixels = np.ascontiguousarray((picture[..., ::-1] * 255.0).round().clip(0, 255).astype(np.uint8))
         cv2.setRNGSeed(0)
         cv2.grabCut(pixels, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), 1, cv2.GC_INIT_WITH_MASK)
@@ -163,17 +171,28 @@ def solve_edge(picture: Image, background: Image, small: Image, scene: Scene, pe
     front /= weight[..., None]
     slope, level = _guided(small - scene.picture, person.astype(np.float32), radius=3, epsilon=1e-3)
 
-    def enlarge(image: NDArray[np.float32]) -> NDArray[np.float32]:
-        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    alpha = cv2.resize(person.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    alpha = (alpha > 0.5).astype(np.float32)
+    rows, columns = np.nonzero(cv2.resize(band.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR))
+    if len(rows) == 0:
+        return alpha
+    # The band is a small part of a large picture: only its pixels are looked up. cv2 wants a rectangle of them.
+    grid = (-(-len(rows) // COLUMNS), COLUMNS)
+    x = np.resize((columns + 0.5) * (small.shape[1] / width) - 0.5, grid).astype(np.float32)
+    y = np.resize((rows + 0.5) * (small.shape[0] / height) - 0.5, grid).astype(np.float32)
 
-    there = background * enlarge(scene.gain)
-    difference = picture - there
-    guess = ((enlarge(slope) * difference).sum(axis=2) + enlarge(level)).clip(0.0, 1.0)
-    contrast = enlarge(front) - there
-    noise = enlarge(scene.noise)**2 * 12.0
-    alpha = ((difference * contrast).sum(axis=2) + noise * guess) / ((contrast**2).sum(axis=2) + noise)
-    region = enlarge(band.astype(np.float32)) > 0
-    return np.where(region, alpha.clip(0.0, 1.0), (enlarge(person.astype(np.float32)) > 0.5).astype(np.float32))
+    def enlarged(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        found = cv2.remap(image.astype(np.float32), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return found.reshape(-1, *image.shape[2:])[:len(rows)]
+
+    there = background[rows, columns] * enlarged(scene.gain)
+    difference = picture[rows, columns] - there
+    guess = ((enlarged(slope) * difference).sum(axis=1) + enlarged(level)).clip(0.0, 1.0)
+    contrast = enlarged(front) - there
+    doubt = DOUBT * enlarged(scene.noise)**2
+    solved = ((difference * contrast).sum(axis=1) + doubt * guess) / ((contrast**2).sum(axis=1) + doubt)
+    alpha[rows, columns] = solved.clip(0.0, 1.0)
+    return alpha
 
 
 def _guided(guide: Image, target: Plane, radius: int, epsilon: float) -> tuple[Image, Plane]:

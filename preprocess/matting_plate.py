@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from preprocess.matting_classical import DECIDED_AT, Region
 
 PIXELS_AT_ONCE = 1 << 20  # of each picture, in the median
-BORDER = 0.04  # of the size: taken to be background along the upper border and both sides
+BORDER = 0.02  # of the size: taken to be background along the upper border and both sides
 SIDES = 0.6  # of the height, from the top: below, shoulders may touch the sides
+CHEST = 0.75  # of the height, from the top: below, the person is expected to fill most of the width
 ROUNDS = 4  # of GrabCut
 MARGIN = 0.02  # of the size: kept away from the person
 LEAST, MOST = 0.04, 0.85  # share of the picture that a person can cover
@@ -48,6 +49,7 @@ def person_by_border(picture: NDArray[np.uint8]) -> Region:
     border, sides = max(1, round(BORDER * max(rows, columns))), round(SIDES * rows)
     labels = np.full((rows, columns), cv2.GC_PR_BGD, np.uint8)
     cv2.ellipse(labels, (columns // 2, round(0.55 * rows)), (round(0.3 * columns), round(0.45 * rows)), 0, 0, 360, cv2.GC_PR_FGD, cv2.FILLED)
+    labels[round(CHEST * rows):, columns // 8:-columns // 8] = cv2.GC_PR_FGD
     labels[:border] = labels[:sides, :border] = labels[:sides, -border:] = cv2.GC_BGD
     cv2.setRNGSeed(0)
     cv2.grabCut(small, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), ROUNDS, cv2.GC_INIT_WITH_MASK)

@@ -70,6 +70,16 @@ def test_an_empty_scene_holds_nobody():
     assert found(type(taken)(taken.empty, taken.empty, taken.mask)).mean() < 0.01
 
 
+@pytest.mark.parametrize("side", [1, 3, 6, 12])
+def test_a_small_thing_is_no_trouble(side):
+    random = np.random.default_rng(0)
+    empty = random.uniform(0.4, 0.6, (64, 64, 3)).astype(np.float32)
+    picture = empty.copy()
+    picture[30:30 + side, 30:30 + side] = (0.9, 0.1, 0.1)
+    alpha = matte(picture, empty)
+    assert alpha.shape == (64, 64) and np.isfinite(alpha).all() and alpha.sum() < 2.5 * side**2 + 1.0
+
+
 def test_without_the_empty_scene_it_is_estimated():
     takes = [photograph(head("bob", frame), "gradient", frame) for frame in (0, 1, 2)]
     empty = estimate_background([taken.picture for taken in takes])
@@ -160,7 +170,8 @@ def test_auto_takes_what_is_there(tmp_path, monkeypatch, capsys):
     assert open_matting("auto", None, "cpu", has_backgrounds=False).name == "robust_video_matting"
 
 
-@pytest.mark.parametrize(("name", "says"), [("background_matting_v2", "torchscript_resnet101_fp32.pth"), ("robust_video_matting", "releases/tag/v1.0.0")])
+@pytest.mark.parametrize(("name", "says"), [
+    ("background_matting_v2", "torchscript_resnet101_fp32.pth"), ("robust_video_matting", "releases/tag/v1.0.0")])
 def test_absent_weights_are_told_with_place_and_source(name, says, tmp_path, monkeypatch):
     monkeypatch.setattr(matting, "WEIGHTS_FOLDER", tmp_path)
     with pytest.raises(InputError) as error:
