@@ -31,7 +31,6 @@ FAR = 0.15  # of the size: how far parts of the person may be from what is clear
 CLOSING = 0.02  # of the size: gaps that are bridged
 REACH = 0.035  # of the size: how far hair may stick out of the outline
 DOUBT = 12.0  # times the squared noise: squared contrast at which the solved alpha and that of the guided filter count alike
-FEW = 50  # pixels: GrabCut makes models of five colours of each side
 COLUMNS = 1024
 
 
@@ -134,7 +133,7 @@ def decide(picture: Image, scene: Scene) -> Region:
     labels[~_grown(clear, round(FAR * max(clear.shape))) | ((single < ALIKE) & patterned & ~_grown(clear, 2))] = cv2.GC_BGD
     labels[_shrunk(clear, 2)] = cv2.GC_FGD
     # Odd labels are of the person.
-    if FEW < (labels % 2).sum() < labels.size - FEW:
+    if 0 < (labels % 2).sum() < labels.size:
         pixels = np.ascontiguousarray((picture[..., ::-1] * 255.0).round().clip(0, 255).astype(np.uint8))
         cv2.setRNGSeed(0)
         cv2.grabCut(pixels, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), 1, cv2.GC_INIT_WITH_MASK)
