@@ -16,7 +16,7 @@ from lib.errors import InputError
 
 @dataclass(frozen=True)
 class Video:
-    """What a file holds, from its packets alone. `stamps` are sorted, in units of `unit` seconds; `lost` counts promised frames that are not there."""
+    """What a file holds, from its packets alone. `stamps` are sorted, in units of `unit` seconds; `lost` counts frames promised and not there."""
 
     path: Path
     stamps: tuple[int, ...]
