@@ -259,8 +259,8 @@ def raw_rig(rows: Tensor) -> Camera:
 
 def _chart_fit(gains: Float[NDArray, "3"]) -> Float[NDArray, "3 T"]:
     """The polynomial that takes a chart's colours, as a camera with these gains records them, back, in linear light."""
-    colors = np.random.default_rng(0).uniform(0.0, 1.0, (CHART_COLORS, 3))
-    terms = expanded(to_linear(np.clip(colors * gains, 0.0, 1.0)), CHART_TERMS)
+    colors = np.random.default_rng(0).uniform(0.0, 1.0, (CHART_COLORS, 3)) / max(1.0, float(gains.max()))  # none is overexposed
+    terms = expanded(to_linear(colors * gains), CHART_TERMS)
     return np.linalg.lstsq(terms, to_linear(colors), rcond=None)[0].T
 
 

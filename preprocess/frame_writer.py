@@ -135,7 +135,7 @@ class SubjectWriter:
     def begin(self) -> None:
         """Makes the folder, with frames.json: from here on it is known what it is to become."""
         make_folder(self.partial)
-        write_whole(self.folder.frames_path(), self._index)
+        _write_missing(self.folder.frames_path(), self._index)
 
     def pending(self, camera: str, frames: list[str]) -> list[str]:
         """Those of the frames that this camera has no picture of."""
@@ -149,19 +149,25 @@ class SubjectWriter:
     def write(self, frame: str, camera: str, pixels: UInt8[NDArray, "H W 3"]) -> None:
         """All files of one RGB picture."""
         lens = self.lenses[camera]
-        write_whole(self.folder.camera_path(frame, camera), lens.camera)
+        _write_missing(self.folder.camera_path(frame, camera), lens.camera)
         for (kind, lowres), data in lens.files(pixels).items():
-            write_whole(self.folder.image_path(frame, camera, kind, lowres), data)
+            _write_missing(self.folder.image_path(frame, camera, kind, lowres), data)
 
     def write_background(self, camera: str, pixels: UInt8[NDArray, "H W 3"]) -> None:
         """The empty scene."""
-        write_whole(self.folder.background_path(camera), self.lenses[camera].background(pixels))
+        _write_missing(self.folder.background_path(camera), self.lenses[camera].background(pixels))
 
     def finish(self) -> None:
         """Gives the folder its name."""
         for leftover in self.partial.rglob("*.partial"):  # of a process that was killed between two files
             leftover.unlink()
         self.partial.rename(self.output)
+
+
+def _write_missing(path: Path, data: bytes | str) -> None:
+    """What is there is whole, and the same: so the shortest runs get on."""
+    if not path.exists():
+        write_whole(path, data)
 
 
 def gigabytes(count: int) -> str:

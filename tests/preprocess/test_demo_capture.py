@@ -143,8 +143,8 @@ def test_the_same_options_write_the_same_bytes_again_and_others_do_not(tmp_path)
 @pytest.fixture
 def make(monkeypatch, tmp_path):
     def run(*options: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["demo_capture", "bald", "--output", str(tmp_path / "raw"), "--height", "32", "--size", "16", "--frames", "1",
-                                          "--cameras", CAMERAS[0], "--sequences", SEQUENCES[0], *options])
+        monkeypatch.setattr(sys, "argv", ["demo_capture", "bald", "--output", str(tmp_path / "raw"), "--height", "32", "--size", "16",
+                                          "--frames", "1", "--cameras", CAMERAS[0], "--sequences", SEQUENCES[0], *options])
         demo_capture.main()
     return run
 
