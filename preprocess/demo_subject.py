@@ -50,17 +50,22 @@ FRAME_PERIOD_S, DRIVER_PERIOD_S = 0.6, 0.04  # the capture is sparse, so that it
 PERFECT = Sensor()
 
 
-def rig(resolution: int, focal_per_pixel: float = FOCAL_PER_PIXEL) -> Camera:
-    """The 16 cameras: centre = at + d·(cos e sin a, sin e, cos e cos a), y up."""
+def rig_poses() -> Float[Tensor, "16 3 4"]:
+    """World->camera of the 16 cameras: centre = at + d·(cos e sin a, sin e, cos e cos a), y up."""
     azimuth = torch.deg2rad(torch.tensor(AZIMUTHS_DEG, dtype=torch.float64))
     elevation = torch.deg2rad(torch.tensor([ELEVATIONS_DEG[k % len(ELEVATIONS_DEG)] for k in range(len(CAMERA_IDS))], dtype=torch.float64))
     at = torch.tensor(LOOK_AT_M, dtype=torch.float64).expand(len(CAMERA_IDS), 3)
     direction = torch.stack([elevation.cos() * azimuth.sin(), elevation.sin(), elevation.cos() * azimuth.cos()], dim=1)
+    return look_at(at + DISTANCE_M * direction, at).float()
+
+
+def rig(resolution: int, focal_per_pixel: float = FOCAL_PER_PIXEL) -> Camera:
+    """The 16 cameras with square pictures."""
     intrinsics = torch.eye(3, dtype=torch.float64).repeat(len(CAMERA_IDS), 1, 1)
     intrinsics[:, 0, 0] = intrinsics[:, 1, 1] = focal_per_pixel * resolution
     intrinsics[:, :2, 2] = resolution / 2
     intrinsics[::3, :2, 2] += torch.tensor(OFF_CENTRE, dtype=torch.float64) * resolution
-    return Camera(look_at(at + DISTANCE_M * direction, at).float(), intrinsics.float(), resolution, resolution)
+    return Camera(rig_poses(), intrinsics.float(), resolution, resolution)
 
 
 def main() -> None:
@@ -138,7 +143,7 @@ class Subject:
         """True where the folder was made with this request already; InputError where it is something else."""
         if overwrite or not self.output.exists():
             return False
-        if _made_with(self.output) != self.request():
+        if made_with(self.output) != self.request():
             raise InputError(f"{self.output}: exists, but is not the result of these options; give --overwrite or another --output")
         print(f"{self.output} is complete: nothing to do (--overwrite renders it again)")
         return True
@@ -173,7 +178,7 @@ class Subject:
         return write_subject(head, folder, self.resolution, self.frames, self.sensor.seed, self.sensor, share)
 
 
-def _made_with(folder: Path) -> dict[str, str] | None:
+def made_with(folder: Path) -> dict[str, str] | None:
     """The options a finished demo subject was made with; None for any other folder."""
     try:
         return json.loads((folder / "frames.json").read_text(encoding="utf-8"))["made_with"]
@@ -204,10 +209,10 @@ def write_subject(
         vertices = write_params(head, output / "params" / frame, moment)
         neutral = moment.head.to(head.device).to_world(head.vertices(torch.zeros_like(moment.expression)))
         for rows in torch.arange(len(CAMERA_IDS)).split(at_once):
-            picture = head.draw(vertices, _pick(cameras, rows))
+            picture = head.draw(vertices, pick(cameras, rows))
             for k, row in enumerate(rows.tolist()):
                 camera = CAMERA_IDS[row]
-                _write_camera(folder.camera_path(frame, camera), cameras, row)
+                write_camera(folder.camera_path(frame, camera), cameras, row)
                 for kind, pixels in (("image", picture.image[k]), ("mask", picture.mask[k]), ("visible", torch.ones(1, resolution, resolution))):
                     full = pixels.permute(1, 2, 0).expand(-1, -1, 3).cpu().numpy()
                     if kind == "image":
@@ -218,7 +223,7 @@ def write_subject(
             # The yardstick of evaluation: the truth without expression, where something is held out.
             held = [row for row in rows.tolist() if record["sequence"] == HELD_OUT_SEQUENCE or CAMERA_IDS[row] == HELD_OUT_CAMERA]
             if held:
-                without = head.draw(neutral, _pick(cameras, torch.tensor(held)))
+                without = head.draw(neutral, pick(cameras, torch.tensor(held)))
                 for k, row in enumerate(held):
                     for kind, pixels in (("image", without.image[k]), ("mask", without.mask[k])):
                         path = folder.expressionless_path(frame, CAMERA_IDS[row], kind)
@@ -245,11 +250,13 @@ def write_params(head: DemoHead, folder: Path, moment: Moment) -> Float[Tensor, 
     return vertices
 
 
-def _pick(cameras: Camera, rows: Tensor) -> Camera:
+def pick(cameras: Camera, rows: Tensor) -> Camera:
+    """Some cameras of a batch."""
     return Camera(cameras.world_to_camera[rows], cameras.intrinsics[rows], cameras.width, cameras.height)
 
 
-def _write_camera(path: Path, cameras: Camera, row: int) -> None:
+def write_camera(path: Path, cameras: Camera, row: int) -> None:
+    """The npz of one camera of a batch."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, extrinsic=cameras.world_to_camera[row].numpy(), intrinsic=cameras.intrinsics[row].numpy())
 
