@@ -24,6 +24,7 @@ LARGEST_ERROR = 0.02  # of the image size: landmarks of a camera may lie that fa
 LARGEST_SHIFT = 0.02  # of the image size: ... or that far aside
 LEAST_GAIN, LEAST_SCORE = 0.15, 0.5  # a hypothesis must explain this much more than the camera as it is, and this much in all
 TRIED_CAMERAS, TRIED_PAIRS = 4, 6  # the worst ones
+LEAST_HINT, FEW = 0.05, 4  # gain at first sight; of so few cameras a wrong one spoils what the others are compared with, so that all is tried
 SAME_FACTOR, OTHER_SIZE = 0.03, 0.04  # a principal point wrong by one factor in x and y, and by at least this, is of a picture of another size
 
 
@@ -148,30 +149,40 @@ def diagnose(evidence: Evidence) -> list[Verdict]:
 
 
 def _candidates(evidence: Evidence, given: Float[Tensor, "C"]) -> list[Verdict]:
-    """What may be wrong: the best convention and shift of all cameras together and of the worst cameras alone, the best exchanges."""
+    """What may be wrong: the best convention and shift of all cameras together and of the worst cameras alone, the best exchanges.
+
+    Only what looks better at once, the other cameras being as they are: all of it is then tried with everything else compared anew.
+    """
     count, found = len(evidence.cameras), []
+    def propose(gain: float, kind: str, says: str, columns: tuple[int, ...], *undo: Change, shift: tuple[float, float] = (0.0, 0.0)) -> None:
+        if gain >= (LEAST_HINT if count > FEW else -1.0):
+            found.append(Verdict(kind, says, tuple(evidence.cameras[column] for column in columns), columns, undo, shift=shift))
 
-    def verdict(kind: str, says: str, columns: tuple[int, ...], *undo: Change, shift: tuple[float, float] = (0.0, 0.0)) -> Verdict:
-        return Verdict(kind, says, tuple(evidence.cameras[column] for column in columns), columns, undo, shift=shift)
-
-    if count > 1:
-        everything = tuple(range(count))
-        best = CONVENTIONS[int(evidence.together([one.undo for one in CONVENTIONS]).argmax())]
-        found.append(verdict(best.kind, best.says, everything, *[best.undo] * count))
-        shift = evidence.together_aside()
+    enough = evidence.best - LEAST_GAIN  # who has more cannot gain what a verdict needs
+    worst = [column for column in given.argsort().tolist() if float(given[column]) < enough]
+    if count > 1 and float(given.mean()) < enough:
+        everything, shift = tuple(range(count)), evidence.together_aside()
+        before, shifted, *scores = evidence.together([lambda camera: camera, _aside(shift), *(one.undo for one in CONVENTIONS)]).tolist()
+        best = max(range(len(CONVENTIONS)), key=lambda index: scores[index])
+        propose(scores[best] - before, CONVENTIONS[best].kind, CONVENTIONS[best].says, everything, *[CONVENTIONS[best].undo] * count)
         if max(map(abs, shift)) > LARGEST_SHIFT:
-            found.append(verdict("principal_point", "", everything, *[_aside(shift)] * count, shift=shift))
-    for column in given.argsort()[:TRIED_CAMERAS].tolist():
-        best = max(CONVENTIONS, key=lambda one: evidence.alone(column, one.undo))  # noqa: B023 - called at once
-        found.append(verdict(best.kind, best.says, (column,), best.undo))
+            propose(shifted - before, "principal_point", "", everything, *[_aside(shift)] * count, shift=shift)
+    for column in worst[:TRIED_CAMERAS]:
+        before = float(given[column])
+        scores = [evidence.alone(column, one.undo) for one in CONVENTIONS]
+        best = max(range(len(CONVENTIONS)), key=lambda index: scores[index])
+        propose(scores[best] - before, CONVENTIONS[best].kind, CONVENTIONS[best].says, (column,), CONVENTIONS[best].undo)
         shift = evidence.aside(column)
         if max(map(abs, shift)) > LARGEST_SHIFT:
-            found.append(verdict("principal_point", "", (column,), _aside(shift), shift=shift))
+            propose(evidence.alone(column, _aside(shift)) - before, "principal_point", "", (column,), _aside(shift), shift=shift)
+    if not worst:
+        return found
     files = [_file_of(evidence.camera(column)) for column in range(count)]
     score = torch.tensor([[evidence.alone(column, other) for other in files] for column in range(count)])
-    pairs = [(a, b) for a in range(count) for b in range(a)]
-    for a, b in sorted(pairs, key=lambda pair: -float(score[pair] + score[pair[::-1]] - score[pair[0], pair[0]] - score[pair[1], pair[1]]))[:TRIED_PAIRS]:
-        found.append(verdict("exchanged_cameras", "", (a, b), files[b], files[a]))
+    gains = score + score.T - given[:, None] - given
+    pairs = sorted(((a, b) for a in range(count) for b in range(a) if a in worst or b in worst), key=lambda pair: -float(gains[pair]))
+    for a, b in pairs[:TRIED_PAIRS]:
+        propose(float(gains[a, b]), "exchanged_cameras", "", (a, b), files[b], files[a])
     return found
 
 

@@ -158,5 +158,5 @@ def frontal(capture: HeadCapture, frame: str, cameras: list[str]) -> list[str]:
     landmarks = capture.control_points[frame][:LANDMARK_COUNT]
     forward = torch.nn.functional.normalize(landmarks[list(NOSE)].mean(dim=0) - landmarks[list(JAW_ENDS)].mean(dim=0), dim=0)
     to_camera = torch.nn.functional.normalize(capture.camera(frame, cameras).centers() - landmarks.mean(dim=0), dim=1)
-    order: Int[np.ndarray, "C"] = np.argsort(-(to_camera @ forward).numpy(), kind="stable")
+    order: Int[np.ndarray, C] = np.argsort(-(to_camera @ forward).numpy(), kind="stable")
     return [cameras[index] for index in order]

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lib.geometry.camera import Camera
 from preprocess.check_detections import Detections
-from preprocess.check_evidence import Samples, Sight, agreement, average, sample, sample_pictures, texture
+from preprocess.check_evidence import Samples, Sight, agreement, average, sample, texture
 
 REACH, STEP = 0.3, 0.02  # of the image size: shifts that are tried, first in these steps, then in quarters of them
 ERROR_SCALE = 0.03  # of the image size: an error of this size makes a score of 1/e
-RIG_CAMERAS, RIG_FRAMES, RIG_POINTS = 6, 2, 400  # of each: enough to try hundreds of hypotheses about all cameras together
+FEW_CAMERAS, FEW_FRAMES, FEW_POINTS = 6, 2, 400  # of each: enough to try hundreds of shifts
 TURN = torch.tensor([1.0, -1.0, -1.0])  # between OpenCV axes and those of OpenGL
 Change = Callable[[Camera], Camera]
 
@@ -85,7 +85,7 @@ CONVENTIONS = (
 class Evidence(ABC):
     """Scores cameras under hypotheses; 1 is perfect."""
 
-    name: str
+    best: float  # the score beyond which nothing gets
     cameras: tuple[str, ...]
 
     @abstractmethod
@@ -120,7 +120,7 @@ class Evidence(ABC):
 class PictureEvidence(Evidence):
     """Correlation of every picture with the texture that the other cameras see (check_evidence.py)."""
 
-    name = "the picture correlates with what other cameras see"
+    best = 0.97  # noise, gloss and light remain
 
     def __init__(self, sight: Sight) -> None:
         self.sight, self.cameras = sight, sight.cameras
@@ -142,9 +142,11 @@ class PictureEvidence(Evidence):
 
     def aside(self, column: int) -> tuple[float, float]:
         """As Evidence."""
+        few = _fewer(self.sight)
+        truth = self._textures[column][_spread_indices(self.sight.points.shape[1], FEW_POINTS)]
+
         def score(shifts: Float[Tensor, "D 2"]) -> Float[Tensor, "D"]:
-            moved = sample(self.sight, column, self.camera(column), shifts * self.sight.size)
-            return self._mean(column, agreement(moved, self._textures[column]))
+            return average(agreement(sample(few, column, few.camera(column), shifts * few.size), truth), few, column)
         return _search(score)
 
     def together(self, changes: list[Change]) -> Float[Tensor, "K"]:
@@ -172,13 +174,8 @@ class PictureEvidence(Evidence):
 
     def _rig(self, change: Change, shifts: Float[Tensor, "D 2"]) -> Float[Tensor, "D"]:
         """Mean agreement with the common texture, when all cameras are changed and shifted alike."""
-        sight = self.sight
-        rows, points = _spread_indices(len(sight.frames), RIG_FRAMES), _spread_indices(sight.points.shape[1], RIG_POINTS)
-        seen = []
-        for column in _spread_indices(len(sight.cameras), RIG_CAMERAS):
-            given = self.camera(column)
-            camera = change(dataclasses.replace(given, world_to_camera=given.world_to_camera[rows], intrinsics=given.intrinsics[rows]))
-            seen.append(sample_pictures(sight.color[rows, column], sight.points[rows][:, points], sight.normals[rows][:, points], camera, shifts))
+        few = _fewer(self.sight)
+        seen = [sample(few, column, change(few.camera(column)), shifts) for column in _spread_indices(len(few.cameras), FEW_CAMERAS)]
         color, visible = torch.cat([one.color for one in seen], dim=1), torch.cat([one.visible for one in seen], dim=1)  # (D, F·C, N)
         truth = torch.where(visible[..., None], color, torch.nan).nanmedian(dim=1, keepdim=True).values
         return agreement(Samples(color, visible), truth).mean(dim=1)
@@ -187,7 +184,7 @@ class PictureEvidence(Evidence):
 class DetectionEvidence(Evidence):
     """Distance of detected from projected landmarks: exp(-median / ERROR_SCALE)."""
 
-    name = "landmarks meet the 2D detections"
+    best = 1.0
 
     def __init__(self, detections: Detections) -> None:
         self.detections, self.cameras = detections, detections.cameras
@@ -223,6 +220,15 @@ class DetectionEvidence(Evidence):
             camera = undo(self.camera(column))
             extrinsics[:, column], intrinsics[:, column] = camera.world_to_camera, camera.intrinsics
         return DetectionEvidence(dataclasses.replace(self.detections, world_to_camera=extrinsics, intrinsics=intrinsics))
+
+
+def _fewer(sight: Sight) -> Sight:
+    """Some of the frames and points."""
+    rows, points = _spread_indices(len(sight.frames), FEW_FRAMES), _spread_indices(sight.points.shape[1], FEW_POINTS)
+    return dataclasses.replace(
+        sight, frames=tuple(sight.frames[row] for row in rows), points=sight.points[rows][:, points], normals=sight.normals[rows][:, points],
+        color=sight.color[rows], matte=sight.matte[rows], decoded=sight.decoded[rows],
+        world_to_camera=sight.world_to_camera[rows], intrinsics=sight.intrinsics[rows])
 
 
 def _search(score: Callable[[Float[Tensor, "D 2"]], Float[Tensor, "D"]]) -> tuple[float, float]:

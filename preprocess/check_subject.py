@@ -132,13 +132,18 @@ def _look(config: HeadCaptureConfig, model_bbox: BoundingBox, full: bool, output
     if detections is None:
         print("no 2D landmarks in landmarks/: cameras and frames are judged by the pictures alone")
     findings += [Finding("unreadable_detection", line) for line in unreadable]
+    if detections is not None and any(finding.kind == "landmark_order" for finding in findings):
+        print("2D landmarks are compared once the rows of lmk_3d.npy are right")
+        detections = None
     wrong_cameras, marks = camera_findings(capture, sight, detections)
     findings += wrong_cameras
     explained = {camera for finding in wrong_cameras for camera in finding.cameras}
     fitting = [camera for camera in capture.camera_ids if camera not in explained]
 
-    chosen = frontal(capture, capture.frames[0], fitting)[:FRAME_CAMERAS]
-    if chosen:
+    if not fitting:
+        print("frames and colours are compared once there are cameras that fit")
+    else:
+        chosen = frontal(capture, capture.frames[0], fitting)[:FRAME_CAMERAS]
         frames, undecoded_frames = see(capture, capture.frames if full else spread(capture.frames, FRAMES_SEEN), chosen)
         wrong_frames, frame_marks = frame_findings(capture, frames, detections)
         findings += wrong_frames + color_findings(capture, sight.of_cameras(fitting))
