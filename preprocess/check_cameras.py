@@ -25,6 +25,7 @@ LARGEST_SHIFT = 0.02  # of the image size: ... or that far aside
 LEAST_GAIN, LEAST_SCORE = 0.15, 0.5  # a hypothesis must explain this much more than the camera as it is, and this much in all
 TRIED_CAMERAS, TRIED_PAIRS = 4, 6  # the worst ones
 LEAST_HINT, FEW = 0.05, 4  # gain at first sight; of so few cameras a wrong one spoils what the others are compared with, so that all is tried
+FARTHEST = 1e6  # pixels: JSON has no infinity
 SAME_FACTOR, OTHER_SIZE = 0.03, 0.04  # a principal point wrong by one factor in x and y, and by at least this, is of a picture of another size
 
 
@@ -65,9 +66,9 @@ def _misfits(capture: HeadCapture, detections: Detections, explained: set[str]) 
             x, y = (offsets.median(dim=0).values * size).tolist()
             found.append(Finding(
                 "camera_misfit", f"{capture.folder.root / 'cameras'}: camera {camera}: projected 3D landmarks miss the detected ones by "
-                f"{error * size:.1f} px (median; detected - projected: {x:+.1f}, {y:+.1f}; expected below {LARGEST_ERROR * size:.1f}), and no usual mistake "
-                "explains it: is the calibration of another day, or the 3DMM fit of other pictures?", cameras=(camera,),
-                numbers=numbers(error_px=error * size)))
+                f"{error * size:.1f} px (median; detected - projected: {x:+.1f}, {y:+.1f}; expected below {LARGEST_ERROR * size:.1f}), and no usual "
+                "mistake explains it: is the calibration of another day, or the 3DMM fit of other pictures?", cameras=(camera,),
+                numbers=numbers(error_px=min(error * size, FARTHEST))))
     return found
 
 
@@ -78,7 +79,7 @@ def _finding(capture: HeadCapture, verdict: Verdict, evidence: Evidence) -> Find
         given, gained = (_error(score) * size for score in (verdict.given, verdict.gained))
         wins = f"2D detections are then {gained:.1f} px away instead of {given:.1f} px" if math.isfinite(given) else \
             f"2D detections are then {gained:.1f} px away, as given the head is behind the camera"
-        measured = numbers(error_px=min(given, 1e9), error_then_px=gained)
+        measured = numbers(error_px=min(given, FARTHEST), error_then_px=gained)
     else:
         wins = f"the picture{'s correlate' if len(cameras) > 1 else ' correlates'} with what the other cameras see by {verdict.gained:.2f} then " \
             f"instead of {verdict.given:.2f}"
@@ -91,7 +92,8 @@ def _finding(capture: HeadCapture, verdict: Verdict, evidence: Evidence) -> Find
         says = _principal_point(verdict, evidence, size)
         measured += numbers(shift_x_px=verdict.shift[0] * size, shift_y_px=verdict.shift[1] * size)
     path = capture.folder.camera_path(capture.frames[0], cameras[0])
-    return Finding(verdict.kind, f"{path if len(cameras) == 1 else path.parent}: {every}: {says}. {wins}", (str(path),), cameras=cameras, numbers=measured)
+    place = path if len(cameras) == 1 else path.parent
+    return Finding(verdict.kind, f"{place}: {every}: {says}. {wins}", (str(path),), cameras=cameras, numbers=measured)
 
 
 def _principal_point(verdict: Verdict, evidence: Evidence, size: int) -> str:
@@ -102,8 +104,9 @@ def _principal_point(verdict: Verdict, evidence: Evidence, size: int) -> str:
         f"(off by {-verdict.shift[0] * size:+.1f}, {-verdict.shift[1] * size:+.1f} px)"
     factor_x, factor_y = cx / max(then_x, 1e-3), cy / max(then_y, 1e-3)
     if abs(factor_x / factor_y - 1.0) < SAME_FACTOR and abs(factor_x - 1.0) > OTHER_SIZE:
-        return f"{where}: cx and cy are both {(factor_x + factor_y) / 2.0:.2f} times what fits. 'intrinsic' seems not to have been rescaled after a crop: cx " \
-            "and cy belong to pictures of another size than the focal lengths"
+        factor = (factor_x + factor_y) / 2.0
+        return f"{where}: cx and cy are both {factor:.2f} times what fits. 'intrinsic' seems not to have been rescaled after a crop: " \
+            "cx and cy belong to pictures of another size than the focal lengths"
     axis = "cx is shifted" if abs(verdict.shift[1]) < LARGEST_SHIFT / 2 else "cy is shifted" if abs(verdict.shift[0]) < LARGEST_SHIFT / 2 else \
         "cx and cy are shifted"
     mirrored = [name for name, value, then in (("cx", cx, then_x), ("cy", cy, then_y)) if abs(value - then) > LARGEST_SHIFT and

@@ -29,7 +29,7 @@ class CameraColor:
 
     def off(self) -> list[str]:
         """Channels that are off, with their gains."""
-        return [f"{name} by {gain:.2f}" for name, gain in zip(CHANNELS, self.gains, strict=True) if abs(gain - 1.0) > LARGEST_GAIN]
+        return [f"{name} {gain:.2f}" for name, gain in zip(CHANNELS, self.gains, strict=True) if abs(gain - 1.0) > LARGEST_GAIN]
 
 
 def camera_colors(sight: Sight) -> list[CameraColor]:
@@ -61,8 +61,8 @@ def color_findings(capture: HeadCapture, sight: Sight) -> list[Finding]:
         if off := one.off():
             path = capture.folder.image_path(capture.frames[0], one.camera)
             found.append(Finding(
-                "camera_color", f"{path}: camera {one.camera} records the face in other colours than the rest of the rig: {', '.join(off)} times as much "
-                f"(gains red {one.gains[0]:.2f}, green {one.gains[1]:.2f}, blue {one.gains[2]:.2f}; up to {LARGEST_GAIN:.0%} is usual). Correct its pictures "
-                "(`python -m preprocess.nersemble` does, where a capture has a colour calibration), or leave the camera out", (str(path),),
+                "camera_color", f"{path}: camera {one.camera} records the face in other colours than the rest of the rig: {', '.join(off)} times as "
+                f"bright (red {one.gains[0]:.2f}, green {one.gains[1]:.2f}, blue {one.gains[2]:.2f}; up to {LARGEST_GAIN:.0%} is usual). Correct its "
+                "pictures (`python -m preprocess.nersemble` does, where a capture has a colour calibration), or leave the camera out", (str(path),),
                 cameras=(one.camera,), numbers=numbers(**dict(zip(CHANNELS, one.gains, strict=True)))))
     return found

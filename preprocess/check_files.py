@@ -73,8 +73,8 @@ def duplicate_findings(capture: HeadCapture, inventory: Inventory) -> list[Findi
         same = first.setdefault(capture.digest(frame), frame)
         if same != frame:
             path = str(capture.folder.params_path(frame))
-            found.append(Finding("duplicate_params", f"{path}: frame {frame} has the parameters and landmarks of frame {same}; no two frames are fitted "
-                                 "to the same numbers: fit it again, or remove one of the two", (path,), (same, frame)))
+            found.append(Finding("duplicate_params", f"{path}: frame {frame} has the parameters and landmarks of frame {same}; no two frames have "
+                                 "the same: fit it again, or remove one of the two", (path,), (same, frame)))
     by_size = defaultdict(list)
     for frame, camera, kind, path in _pictures(inventory):
         if kind == "image" and "_lowres_" not in path.name:
@@ -89,7 +89,7 @@ def duplicate_findings(capture: HeadCapture, inventory: Inventory) -> list[Findi
     for (same, frame), pictures in sorted(twins.items()):
         cameras = tuple(camera for camera, _ in pictures)
         found.append(Finding("duplicate_picture", f"{pictures[0][1]}: frame {frame} has the very picture of frame {same} ({len(pictures)} of "
-                             f"{len(inventory.camera_ids)} cameras); a camera never records the same bytes twice: extract the frame again, or remove it",
+                             f"{len(inventory.camera_ids)} cameras); no camera records the same bytes twice: extract the frame again, or remove it",
                              tuple(str(path) for _, path in pictures), (same, frame), cameras))
     return found
 

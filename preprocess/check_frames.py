@@ -62,7 +62,8 @@ def _finding(capture: HeadCapture, one: Mismatch, wins: str, measured: tuple[Num
 
 def _mark(capture: HeadCapture, one: Mismatch, camera: str) -> Mark:
     seen = capture.camera(one.frame, [camera])
-    return Mark(Picture(one.frame, camera), f"as frame {one.other}", seen.project(capture.control_points[one.other][None, :LANDMARK_COUNT])[0] / seen.width)
+    landmarks = seen.project(capture.control_points[one.other][None, :LANDMARK_COUNT])[0]
+    return Mark(Picture(one.frame, camera), f"as frame {one.other}", landmarks / seen.width)
 
 
 def mismatches_in_pictures(sight: Sight) -> list[Mismatch]:

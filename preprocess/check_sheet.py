@@ -31,7 +31,8 @@ def draw_sheet(
     """The marked pictures, then cameras of `frame` as far apart as the rig allows: up to four in all, in [0,1]; at most 1024 pixels wide."""
     by_picture = {mark.picture: mark for mark in marks or []}
     shown = list(by_picture)[:VIEWS]
-    shown += [Picture(frame, camera) for camera in spread_cameras(capture, frame, cameras) if Picture(frame, camera) not in shown][:VIEWS - len(shown)]
+    spread_out = (Picture(frame, camera) for camera in spread_cameras(capture, frame, cameras))
+    shown += [picture for picture in spread_out if picture not in by_picture][:VIEWS - len(shown)]
     rows = -(-len(shown) // COLUMNS)
     sheet = np.full((rows * TILE + STRIP, min(len(shown), COLUMNS) * TILE, 3), DARK, np.uint8)
     for index, picture in enumerate(shown):

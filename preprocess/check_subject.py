@@ -165,7 +165,8 @@ def _look(config: HeadCaptureConfig, model_bbox: BoundingBox, full: bool, output
 def _bounds(capture: HeadCapture, model_bbox: BoundingBox, full: bool) -> tuple[list[Finding], tuple[Number, ...]]:
     bounds = face_bounds(capture, capture.frames if full else spread(capture.frames, CHECKED_FRAMES))
     box, measured = chosen_box(bounds), []
-    for name, low, high, given, fitting in zip("xyz", bounds.low.amin(dim=0).tolist(), bounds.high.amax(dim=0).tolist(), model_bbox, box, strict=True):
+    lowest, highest = bounds.low.amin(dim=0).tolist(), bounds.high.amax(dim=0).tolist()
+    for name, low, high, given, fitting in zip("xyz", lowest, highest, model_bbox, box, strict=True):
         out = ", which cuts the face" if name in bounds.sticking_out(model_bbox) else ""
         print(f"face, {name}: {low:.2f} to {high:.2f} canonical units (model_bbox {given[0]:g} to {given[1]:g}{out})")
         measured += numbers(**{f"face_{name}_low": low, f"face_{name}_high": high, f"box_{name}_low": fitting[0], f"box_{name}_high": fitting[1]})
@@ -191,8 +192,9 @@ def _matte_findings(capture: HeadCapture, sight: Sight, explained: set[str]) -> 
     unexplained = tuple(measure for measure in measures if measure.picture.camera not in explained and measure.coverage <= FULL_MATTE)
     findings = [Finding("landmarks_outside", line) for line in picture_problems(capture, unexplained)] if unexplained else []
     if off and not findings:
+        shares = ", ".join(f"{camera} ({share:.0%})" for camera, share in off.items())
         findings.append(Finding("landmarks_off_matte", f"{capture.folder.root / 'cameras'}: in {len(off)} of {len(sight.cameras)} cameras less than "
-                        f"{LEAST_ON_HEAD:.0%} of the landmarks fall on the matte: {', '.join(f'{camera} ({share:.0%})' for camera, share in off.items())}. "
+                        f"{LEAST_ON_HEAD:.0%} of the landmarks fall on the matte: {shares}. "
                         "Are camera, matte and 3DMM fit of the same frame, and the intrinsics of the same crop?", cameras=tuple(off)))
     return findings
 

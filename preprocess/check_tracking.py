@@ -58,8 +58,8 @@ def _order_message(order: LandmarkOrder) -> str | None:
         return "left and right of the landmarks are exchanged: rows of the right side of the face lie on the left, or the world is mirrored"
     if order.error < order.expected_error:
         a, b = order.removed
-        return (f"rows {a} and {b} of the 68-point set seem to be missing instead of 48 and 54, the outer mouth corners: mean distance from a typical "
-                f"face {order.error / 100.0:.3f} instead of {order.expected_error / 100.0:.3f} canonical units")
+        return (f"rows {a} and {b} of the 68-point set seem to be missing instead of 48 and 54, the outer mouth corners: mean distance from a "
+                f"typical face {order.error / 100.0:.3f} instead of {order.expected_error / 100.0:.3f} canonical units")
     if len(order.misplaced) >= 2:
         where = ", ".join(f"{row} where {other} belongs" for row, other in order.misplaced[:6])
         return f"{len(order.misplaced)} rows do not lie where the 68-point set has them: row {where}" + (", ..." if len(order.misplaced) > 6 else "")
@@ -77,8 +77,8 @@ def slip_findings(capture: HeadCapture) -> list[Finding]:
     rigid = slips[:, :MOUTH_ROWS.start - INNER_ROWS.start]  # the vertex next to a lip may be that of the other lip
     off = (slips.median(dim=1).values > LARGEST_SLIP) | ((rigid > LARGEST_SLIP).sum(dim=1) >= 2)
     return [Finding("landmarks_off_vertices",
-                    f"{capture.folder.landmarks_path(frame)}: landmarks of frame {frame} lie {float(slips[row].max()):.2f} canonical units from where they "
-                    "are on vertices.npy in the other frames; lmk_3d.npy and vertices.npy of a frame must come from one fit, with the same rows",
+                    f"{capture.folder.landmarks_path(frame)}: landmarks of frame {frame} lie {float(slips[row].max()):.2f} canonical units from "
+                    "where they are on vertices.npy in the other frames; both files of a frame must come from one fit, with the same rows",
                     (str(capture.folder.landmarks_path(frame)),), (frame,), numbers=numbers(largest=float(slips[row].max())))
             for row, frame in enumerate(capture.frames) if off[row]]
 
@@ -126,12 +126,12 @@ def outlier_findings(capture: HeadCapture) -> list[Finding]:
                                  f"{float(scales.median()):.4g}); one person has one scale: fit this frame again", (path,), (frame,),
                                  numbers=numbers(factor=factor)))
         elif float(shapes[row]) > LARGEST_SHAPE:
-            found.append(Finding("shape_outlier", f"{path}: the face of frame {frame} differs from the typical one by {float(shapes[row]):.2f} canonical "
-                                 "units (root mean square), more than any expression: fit this frame again, or remove it", (path,), (frame,),
+            found.append(Finding("shape_outlier", f"{path}: the face of frame {frame} differs from the typical one by {float(shapes[row]):.2f} "
+                                 "canonical units (root mean square), more than any expression: fit it again, or remove it", (path,), (frame,),
                                  numbers=numbers(units=float(shapes[row]))))
         if float(sizes[row]) > FAR * float(usual):
-            found.append(Finding("expression_outlier", f"look at frame {frame}: its expression is {float(sizes[row] / usual):.1f} times as far from the "
-                                 "median as any of the usual ones", (path,), (frame,), numbers=numbers(times=float(sizes[row] / usual)),
+            found.append(Finding("expression_outlier", f"look at frame {frame}: its expression is {float(sizes[row] / usual):.1f} times as far from "
+                                 "the median as any of the usual ones", (path,), (frame,), numbers=numbers(times=float(sizes[row] / usual)),
                                  is_problem=False))
     return found
 

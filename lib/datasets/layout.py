@@ -274,11 +274,11 @@ def _checked_camera(path: Path, archive: dict[str, NDArray]) -> tuple[Float[Tens
     extrinsic = _array(path, archive, (3, 4), "extrinsic")
     intrinsic = _array(path, archive, (3, 3), "intrinsic")
     rotation = extrinsic[:, :3].astype(np.float64)
-    if np.abs(rotation @ rotation.T - np.eye(3)).max() <= 1e-3 and np.linalg.det(rotation) < 0:
-        raise InputError(f"{path}: 'extrinsic': one axis is mirrored (its left 3x3 block has determinant -1); expected world->camera, OpenCV axes "
-                         "(x right, y down, z forward), and turning y over turns z over too")
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3:
         raise InputError(f"{path}: 'extrinsic': its left 3x3 block is not a rotation; expected world->camera, OpenCV axes")
+    if np.linalg.det(rotation) < 0:
+        raise InputError(f"{path}: 'extrinsic': one axis is mirrored (its left 3x3 block has determinant -1, so it is not a rotation); expected "
+                         "world->camera, OpenCV axes (x right, y down, z forward): turning y over turns z over too")
     if intrinsic[0, 0] <= 0 or intrinsic[1, 1] <= 0:
         raise InputError(f"{path}: 'intrinsic': focal lengths must be positive pixels, found {intrinsic[0, 0]} and {intrinsic[1, 1]}")
     return torch.from_numpy(extrinsic), torch.from_numpy(intrinsic)

@@ -111,7 +111,7 @@ def test_one_camera_with_another_gain_in_red(evidence):
         pixels[..., 2] *= 1.2
         cv2.imwrite(str(path), pixels.clip(0, 255).astype(np.uint8))
     (found,) = findings(evidence)
-    assert found["kind"] == "camera_color" and found["cameras"] == [CAMERA] and "red by 1." in found["message"]
+    assert found["kind"] == "camera_color" and found["cameras"] == [CAMERA] and "red 1." in found["message"]
     assert found["numbers"]["red"] == pytest.approx(1.2, abs=0.04) and found["numbers"]["green"] == pytest.approx(1.0, abs=0.04)
 
 
