@@ -86,14 +86,14 @@ def _finding(capture: HeadCapture, verdict: Verdict, evidence: Evidence) -> Find
         measured = numbers(correlation=verdict.given, correlation_then=verdict.gained)
     says = verdict.says
     if verdict.kind == "exchanged_cameras":
-        says = f"the files of cameras {' and '.join(cameras)} are exchanged (or their pictures are)"
-        every = f"cameras {' and '.join(cameras)}"
+        says = "their files are exchanged, or their pictures"
+        every = f"cameras {' and '.join(sorted(cameras))}"
     elif verdict.kind == "principal_point":
         says = _principal_point(verdict, evidence, size)
         measured += numbers(shift_x_px=verdict.shift[0] * size, shift_y_px=verdict.shift[1] * size)
     path = capture.folder.camera_path(capture.frames[0], cameras[0])
     place = path if len(cameras) == 1 else path.parent
-    return Finding(verdict.kind, f"{place}: {every}: {says}. {wins}", (str(path),), cameras=cameras, numbers=measured)
+    return Finding(verdict.kind, f"{place}: {every}: {says}; {wins}", (str(path),), cameras=cameras, numbers=measured)
 
 
 def _principal_point(verdict: Verdict, evidence: Evidence, size: int) -> str:
@@ -112,7 +112,7 @@ def _principal_point(verdict: Verdict, evidence: Evidence, size: int) -> str:
     mirrored = [name for name, value, then in (("cx", cx, then_x), ("cy", cy, then_y)) if abs(value - then) > LARGEST_SHIFT and
                 abs(1.0 - value - then) < LARGEST_SHIFT / 2]
     return f"{where}: {axis}. " + (f"{mirrored[0]} seems to be counted from the other side of the picture" if mirrored else
-                                   "Is 'intrinsic' of another crop of the pictures, or its offset not subtracted?")
+                                   "'intrinsic' seems to be of another crop of the pictures, or a crop's offset was not subtracted")
 
 
 def _marks(capture: HeadCapture, verdict: Verdict, frame: str) -> list[Mark]:

@@ -57,7 +57,7 @@ def told(findings: Iterable[Finding]) -> list[str]:
         by_kind.setdefault(finding.kind, []).append(finding.message)
     lines = []
     for kind, messages in by_kind.items():
-        lines += messages[:LISTED] + ([f"... {len(messages)} {kind.replace('_', ' ')} in all"] if len(messages) > LISTED else [])
+        lines += messages[:LISTED] + ([f"... {len(messages)} of the kind {kind} in all"] if len(messages) > LISTED else [])
     return lines
 
 

@@ -54,7 +54,7 @@ def frame_findings(capture: HeadCapture, sight: Sight, detections: Detections | 
 
 def _finding(capture: HeadCapture, one: Mismatch, wins: str, measured: tuple[Number, ...]) -> Finding:
     folder = capture.folder.params_path(one.frame).parent
-    says = f"the parameters of frames {one.frame} and {one.other} are exchanged (or their pictures are)" if one.mutual else \
+    says = f"the parameters of frames {' and '.join(sorted((one.frame, one.other)))} are exchanged, or their pictures" if one.mutual else \
         f"the pictures of frame {one.frame} fit the parameters of frame {one.other} better than its own"
     return Finding("exchanged_frames" if one.mutual else "frame_misfit", f"{folder}: {says}; {wins}", (str(folder),), (one.frame, one.other),
                    numbers=measured)

@@ -32,7 +32,7 @@ from preprocess.check_colors import color_findings
 from preprocess.check_detections import read_detections
 from preprocess.check_evidence import Sight, frontal, see
 from preprocess.check_files import duplicate_findings, missing_findings, picture_findings, unreadable_findings
-from preprocess.check_findings import Finding, Number, numbers, told, write_report
+from preprocess.check_findings import Finding, Mark, Number, numbers, told, write_report
 from preprocess.check_frames import frame_findings
 from preprocess.check_sheet import draw_sheet
 from preprocess.check_tracking import tracking_findings
@@ -152,6 +152,8 @@ def _look(config: HeadCaptureConfig, model_bbox: BoundingBox, full: bool, output
     findings += [Finding("unreadable_picture", line, frames=(picture.frame,), cameras=(picture.camera,)) for picture, line in dict(undecoded).items()
                  if not any(line.startswith(file) for file in known)]
     findings += _matte_findings(capture, sight, explained)
+    marks += [Mark(Picture(finding.frames[0], finding.cameras[0]), finding.kind.replace("_", " "))
+              for finding in findings if finding.kind in ("blank_matte", "unreadable_picture")]
     decoded = {Picture(frame, camera) for row, frame in enumerate(sight.frames) for column, camera in enumerate(sight.cameras)
                if sight.decoded[row, column]}
     if decoded:

@@ -93,7 +93,7 @@ def test_all_missing_files_are_told_at_once(copy, look):
     (copy / "cameras" / "0000" / f"camera_{USED[1]}.npz").write_bytes(b"")
     told = problems(look, copy)
     assert sum("file is missing" in line for line in told) == check_findings.LISTED
-    assert any("12 missing file in all" in line for line in told)
+    assert any("12 of the kind missing_file in all" in line for line in told)
     assert any(f"camera_{USED[1]}.npz: cannot be read" in line for line in told)
 
 
