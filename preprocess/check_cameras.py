@@ -100,8 +100,9 @@ def _principal_point(verdict: Verdict, evidence: Evidence, size: int) -> str:
     """What a shift may come from."""
     cx, cy = (evidence.camera(verdict.columns[0]).intrinsics[0, :2, 2] / evidence.camera(verdict.columns[0]).width).tolist()
     then_x, then_y = cx + verdict.shift[0], cy + verdict.shift[1]
+    off_x, off_y = (round(-part * size, 1) + 0.0 for part in verdict.shift)  # no -0.0
     where = f"the principal point ({cx * size:.0f}, {cy * size:.0f}) does not fit, ({then_x * size:.0f}, {then_y * size:.0f}) does " \
-        f"(off by {-verdict.shift[0] * size:+.1f}, {-verdict.shift[1] * size:+.1f} px)"
+        f"(off by {off_x:+.1f}, {off_y:+.1f} px)"
     factor_x, factor_y = cx / max(then_x, 1e-3), cy / max(then_y, 1e-3)
     if abs(factor_x / factor_y - 1.0) < SAME_FACTOR and abs(factor_x - 1.0) > OTHER_SIZE:
         factor = (factor_x + factor_y) / 2.0
@@ -127,7 +128,7 @@ def _marks(capture: HeadCapture, verdict: Verdict, frame: str) -> list[Mark]:
 
 def _error(score: float) -> float:
     """The median distance of a score, of the image size."""
-    return -math.log(score) * ERROR_SCALE if score > 0 else math.inf
+    return max(0.0, -math.log(score) * ERROR_SCALE) if score > 0 else math.inf
 
 
 def diagnose(evidence: Evidence) -> list[Verdict]:
