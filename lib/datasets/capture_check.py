@@ -1,8 +1,10 @@
 """Does a readable capture make sense? Measures of scale, pose, cameras and mattes, and what is wrong when they do not agree."""
 
+import math
 from dataclasses import dataclass
 from statistics import mean, median
 
+import roma
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -18,6 +20,10 @@ CHECKED_FRAMES, CHECKED_PICTURES = 64, 8
 # A fitted face fills about this part of the longest side of its model_bbox (a BFM face about 0.55, with the neck up to 0.85).
 TYPICAL_FILL, FILL_FACTOR = 0.55, 3.0
 LEAST_INSIDE = 0.5  # share of landmarks inside the picture: below, the cameras belong to something else
+# What a box needs around the control points of a face, in widths of the face: hair and skull at the sides, above, behind; neck; a nose that moves.
+SIDE_MARGIN, TOP_MARGIN, BOTTOM_MARGIN, FRONT_MARGIN, BACK_MARGIN = 0.35, 0.5, 0.35, 0.15, 0.75
+BOX_STEP = 0.05  # canonical units: sides are rounded outwards to this
+STRAY = 0.5  # of the width: frames whose box is further from the typical one are left out
 FULL_MATTE = 0.98  # share of the picture: above, nothing was matted
 
 
@@ -66,11 +72,12 @@ class PictureMeasure:
 
 @dataclass(frozen=True)
 class PoseJump:
-    """How far the head moves between two neighbouring frames of a sequence, canonical units."""
+    """How far the head moves between two neighbouring frames of a sequence, canonical units, and by how much it turns."""
 
     before: str
     after: str
     distance: float
+    degrees: float
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,24 @@ def face_bounds(capture: HeadCapture, frames: list[str]) -> FaceBounds:
     return FaceBounds(tuple(frames), points.amin(dim=1), points.amax(dim=1))
 
 
+def chosen_box(bounds: FaceBounds) -> BoundingBox:
+    """A `model_bbox` for this subject, canonical units: what the control points of all frames fill and a margin for the rest of the head.
+
+    Margins are parts of the face's width (0.35 at the sides and below, 0.5 above, 0.15 in front, 0.75 behind), so that a 3DMM of any units gets a
+    box like the published one; y is up and z forward, as in BFM, FLAME and FaceVerse. Hair that stands out further wants a larger box.
+    """
+    low, high = bounds.low.median(dim=0).values, bounds.high.median(dim=0).values
+    width = float(high[0] - low[0])
+    usual = ((bounds.low - low).abs().amax(dim=1) <= STRAY * width) & ((bounds.high - high).abs().amax(dim=1) <= STRAY * width)
+    below = torch.tensor([SIDE_MARGIN, BOTTOM_MARGIN, BACK_MARGIN]) * width
+    above = torch.tensor([SIDE_MARGIN, TOP_MARGIN, FRONT_MARGIN]) * width
+    step = BOX_STEP * 10.0 ** math.floor(math.log10(width))  # of a face as wide as 1 to 10 units
+    starts = torch.floor((bounds.low[usual].amin(dim=0) - below) / step) * step
+    ends = torch.ceil((bounds.high[usual].amax(dim=0) + above) / step) * step
+    x, y, z = ((round(start, 4), round(end, 4)) for start, end in zip(starts.tolist(), ends.tolist(), strict=True))
+    return x, y, z
+
+
 def measure_picture(capture: HeadCapture, picture: Picture, matte: Bool[Tensor, "H W"]) -> PictureMeasure:
     """Where the 66 landmarks fall in a picture whose head is `matte`."""
     camera = capture.camera(picture.frame, [picture.camera])
@@ -166,12 +191,13 @@ def picture_problems(capture: HeadCapture, measures: tuple[PictureMeasure, ...])
 
 
 def pose_jumps(capture: HeadCapture) -> list[PoseJump]:
-    """The head's translation between neighbouring frames of each sequence."""
+    """The head's movement between neighbouring frames of each sequence."""
     jumps = []
     for before, after in zip(capture.frames, capture.frames[1:], strict=False):
         if capture.sequence_of[before] == capture.sequence_of[after]:
             one, other = capture.params[before], capture.params[after]
-            jumps.append(PoseJump(before, after, float((other.pose[3:] - one.pose[3:]).norm() / other.scale)))
+            turn = roma.rotvec_geodesic_distance(one.pose[:3], other.pose[:3])
+            jumps.append(PoseJump(before, after, float((other.pose[3:] - one.pose[3:]).norm() / other.scale), math.degrees(float(turn))))
     return jumps
 
 

@@ -1,5 +1,7 @@
 """Image files <-> tensors: complete decoding or an error, and resampling."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -12,31 +14,55 @@ from lib.errors import InputError
 from lib.files import write_whole
 
 JPEG_QUALITY = 95
+TAIL = 4096  # bytes at the end of a file in which its end marker lies, zeros that some writers append included
 # The last bytes of a complete file. OpenCV fills the missing part of a cut JPEG with grey and says nothing.
 _ENDINGS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
 
 
+def check_complete(path: Path) -> int:
+    """Size in bytes of a JPEG or PNG that begins and ends as a whole one does; nothing is decoded. Raises InputError as `read_image`."""
+    with _told(path), path.open("rb") as file:
+        start = file.read(2)
+        size = file.seek(0, 2)
+        file.seek(max(0, size - TAIL))
+        tail = file.read()
+    # Longer padding than that is rare, so that only then the whole file is read.
+    _expect_whole(path, start, tail if tail.strip(b"\0") else path.read_bytes(), size)
+    return size
+
+
 def read_image(path: Path) -> UInt8[Tensor, "3 H W"]:
     """RGB, 8 bit. Raises InputError for a missing, foreign or truncated file."""
-    try:
+    with _told(path):
         data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: image is missing (a .png of the same name is accepted too)") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    if not data:
-        raise InputError(f"{path}: the file is empty (0 bytes); write the image again")
-    ending = _ENDINGS.get(data[:2])
-    if ending is None:
-        raise InputError(f"{path}: expected a JPEG or PNG, found {len(data)} bytes that are neither; write the image again")
-    if not data.rstrip(b"\0").endswith(ending):
-        raise InputError(f"{path}: the image is cut off ({len(data)} bytes, no end marker); copy or extract it again")
+    _expect_whole(path, data[:2], data, len(data))
     pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
     if pixels is None:
         raise InputError(f"{path}: cannot be decoded; write the image again")
     planes = np.empty((3, *pixels.shape[:2]), dtype=np.uint8)
     cv2.split(pixels, [planes[2], planes[1], planes[0]])  # from BGR; a tenth of what permuting takes
     return torch.from_numpy(planes)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Errors of the file system as InputError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: image is missing (a .png of the same name is accepted too)") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _expect_whole(path: Path, start: bytes, tail: bytes, size: int) -> None:
+    if not size:
+        raise InputError(f"{path}: the file is empty (0 bytes); write the image again")
+    ending = _ENDINGS.get(start)
+    if ending is None:
+        raise InputError(f"{path}: expected a JPEG or PNG, found {size} bytes that are neither; write the image again")
+    if not tail.rstrip(b"\0").endswith(ending):
+        raise InputError(f"{path}: the image is cut off ({size} bytes, no end marker); copy or extract it again")
 
 
 def resize(image: UInt8[Tensor, "C H W"], size: int) -> UInt8[Tensor, "C S S"]:

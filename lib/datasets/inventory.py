@@ -9,14 +9,15 @@ from lib.errors import InputError
 LOWRES_SIZE = 256  # pixels of the `_lowres` files
 NAMED = 4  # how many names a message lists before it counts the rest
 
-# What to do about a missing file, by what it is.
+# What makes a missing file, by what it is; {subject} is the folder. In the order in which they are made.
 WAYS_OUT = {
-    "image": "extract it again, or leave this frame or camera out",
-    "mask": "matte this picture, or leave this frame or camera out",
-    "camera": "every frame has its own camera files: copy the rig's, or leave this frame or camera out",
-    PARAMS_NAME: "fit the 3DMM to this frame, or remove the frame",
-    LANDMARKS_NAME: "fit the 3DMM to this frame, or remove the frame",
-    VERTICES_NAME: "run the 3DMM fitting again with save_vertices: True",
+    "image": "`python -m preprocess.nersemble` extracts it from a raw capture (--help says how); or leave this frame or camera out",
+    "camera": "`python -m preprocess.nersemble` writes it from a raw capture (--help says how); every frame has its own: copy the rig's, "
+              "or leave this frame or camera out",
+    "mask": "`python -m preprocess.remove_background {subject}` makes it; or leave this frame or camera out",
+    PARAMS_NAME: "`python -m preprocess.landmarks {subject}`, then `python -m preprocess.fit_3dmm {subject}` make it; or remove the frame",
+    LANDMARKS_NAME: "`python -m preprocess.landmarks {subject}`, then `python -m preprocess.fit_3dmm {subject}` make it; or remove the frame",
+    VERTICES_NAME: "`python -m preprocess.fit_3dmm {subject}` makes it (a published fit: run it again with save_vertices: True); or remove the frame",
 }
 
 
@@ -54,19 +55,23 @@ class Inventory:
         return self._source_name(self.files[frame], camera, kind) is not None
 
     def missing(self) -> list[Missing]:
-        """All files that training would miss, frame by frame."""
+        """All files that training would miss: those that are made first come first, then frame by frame."""
         found, folder = [], self.folder
+
+        def miss(path: Path, what: str, frame: str, camera: str | None = None) -> None:
+            found.append((list(WAYS_OUT).index(what), Missing(path, frame, camera, WAYS_OUT[what].format(subject=folder.root))))
+
         for frame, files in self.files.items():
             for path in (folder.params_path(frame), folder.landmarks_path(frame), folder.vertices_path(frame)):
                 if path.name not in files.params:
-                    found.append(Missing(path, frame, None, WAYS_OUT[path.name]))
+                    miss(path, path.name, frame)
             for camera in self.camera_ids:
                 for kind in ("image", "mask"):
                     if self._source_name(files, camera, kind) is None:
-                        found.append(Missing(folder.image_path(frame, camera, kind), frame, camera, WAYS_OUT[kind]))
+                        miss(folder.image_path(frame, camera, kind), kind, frame, camera)
                 if not files.has_camera(camera):
-                    found.append(Missing(folder.camera_path(frame, camera), frame, camera, WAYS_OUT["camera"]))
-        return found
+                    miss(folder.camera_path(frame, camera), "camera", frame, camera)
+        return [one for _, one in sorted(found, key=lambda row: row[0])]
 
     def require_complete(self) -> None:
         """Raises InputError naming the first missing file, its frame and camera, and how many more."""

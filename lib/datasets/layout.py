@@ -213,6 +213,12 @@ class CaptureFolder:
         vertices = numbers(path, _load(path), (None, 3))
         return ControlPoints(torch.from_numpy(np.concatenate([landmarks, vertices[::CONTROL_VERTEX_STRIDE]])), len(stored))
 
+    def read_vertices(self, frame: str, count: int) -> Float[Tensor, "N 3"]:
+        """Up to `count` model vertices of one frame at equal distances, world units: the same rows in every frame."""
+        path = self.vertices_path(frame)
+        vertices = _array(path, _load(path), (None, 3))
+        return torch.from_numpy(vertices[np.linspace(0, len(vertices) - 1, min(count, len(vertices))).astype(int)])
+
     def read_detections(self, frame: str, camera: str) -> Float[Tensor, "66 3"] | None:
         """Detected landmarks (x, y in pixels of the detector's picture, score); None where there is no file or nothing was found (all zeros)."""
         path = self.detections_path(frame, camera)
@@ -266,8 +272,11 @@ def _checked_camera(path: Path, archive: dict[str, NDArray]) -> tuple[Float[Tens
     extrinsic = numbers(path, archive, (3, 4), "extrinsic")
     intrinsic = numbers(path, archive, (3, 3), "intrinsic")
     rotation = extrinsic[:, :3].astype(np.float64)
-    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.linalg.det(rotation) < 0:
+    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3:
         raise InputError(f"{path}: 'extrinsic': its left 3x3 block is not a rotation; expected world->camera, OpenCV axes")
+    if np.linalg.det(rotation) < 0:
+        raise InputError(f"{path}: 'extrinsic': one axis is mirrored (its left 3x3 block has determinant -1, so it is not a rotation); expected "
+                         "world->camera, OpenCV axes (x right, y down, z forward): turning y over turns z over too")
     if intrinsic[0, 0] <= 0 or intrinsic[1, 1] <= 0:
         raise InputError(f"{path}: 'intrinsic': focal lengths must be positive pixels, found {intrinsic[0, 0]} and {intrinsic[1, 1]}")
     return torch.from_numpy(extrinsic), torch.from_numpy(intrinsic)

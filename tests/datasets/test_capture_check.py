@@ -1,5 +1,6 @@
 """A capture that can be read but makes no sense is refused with what was measured; a good one is summed up in a few lines."""
 
+import dataclasses
 import shutil
 
 import cv2
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from lib.datasets.capture_check import BoundingBox, check_capture, face_bounds, measure_picture, pose_jumps
+from lib.datasets.capture_check import BoundingBox, FaceBounds, check_capture, chosen_box, face_bounds, measure_picture, pose_jumps
 from lib.datasets.head_capture import FOREGROUND, HeadCapture, HeadCaptureConfig, Picture
 from lib.errors import InputError
+from preprocess.demo_head import FACE_ROWS, DemoHead
+from preprocess.demo_presets import PRESETS
 from tests.tiny import CAMERAS, SIZE, copy_subject, dataset_dict, tiny
 
 PUBLISHED: BoundingBox = ((-1.6, 1.6), (-1.7, 1.8), (-2.5, 1.0))
@@ -158,3 +161,26 @@ def test_one_frame_and_one_camera_are_enough(copy):
     capture = HeadCapture(HeadCaptureConfig(**dataset_dict(copy, camera_ids=[CAMERAS[0]], held_out_cameras=[], held_out_sequences=[])))
     report = check_capture(capture, PUBLISHED)
     assert len(report.measures) == 1 and report.largest_jump is None and 3 <= len(report.lines()) <= 6
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_chosen_box_holds_the_head_with_its_hair(preset):
+    head = DemoHead(**dataclasses.asdict(PRESETS[preset]), texture_size=16)
+    vertices = head.vertices(head.coefficients({"jawOpen": 1.0}))
+    face = vertices[FACE_ROWS][None]
+    box = chosen_box(FaceBounds(("0000",), face.amin(dim=1), face.amax(dim=1)))
+    for (start, end), low, high in zip(box, vertices.amin(dim=0).tolist(), vertices.amax(dim=0).tolist(), strict=True):
+        assert start < low < high < end
+        assert end - start < 2.0 * (high - low)  # cells of the grid are not to be wasted
+
+
+def test_the_chosen_box_leaves_stray_frames_out_and_grows_with_the_units():
+    low, high = torch.tensor([-0.8, -1.6, -0.5]).repeat(8, 1), torch.tensor([0.8, 1.2, 1.1]).repeat(8, 1)
+    low[0, 1] -= 0.2
+    frames = tuple("abcdefgh")
+    box = chosen_box(FaceBounds(frames, low, high))
+    assert box[1][0] == pytest.approx(-1.8 - 0.35 * 1.6, abs=0.05)
+    stray = low.clone()
+    stray[3] -= 40.0
+    assert chosen_box(FaceBounds(frames, stray, high)) == box
+    assert np.allclose(np.array(chosen_box(FaceBounds(frames, low * 10.0, high * 10.0))), 10.0 * np.array(box), atol=0.01)

@@ -1,5 +1,7 @@
 """The command that looks at a subject folder: all problems at once, nothing written into the folder."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,13 +10,15 @@ import numpy as np
 import pytest
 import yaml
 
+from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
 from lib.datasets import layout
-from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig, Picture
+from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig
 from lib.errors import InputError
 from lib.training.runtime import run
-from preprocess import check_subject
+from preprocess import check_findings, check_subject, check_tracking
 from preprocess.check_sheet import spread_cameras
 from preprocess.demo_subject import AZIMUTHS_DEG, CAMERA_IDS
+from tests.preprocess.detections import write_detections
 from tests.tiny import CAMERAS, SIZE, copy_subject, dataset_dict, mesh_dict, one_thread, tiny
 
 USED = CAMERAS[:3]
@@ -54,16 +58,6 @@ def problems(look, *words: object) -> list[str]:
     return str(error.value).splitlines()
 
 
-def write_detections(folder: Path, size: int) -> None:
-    """What an exact detector would find in pictures of `size` pixels."""
-    capture = HeadCapture(HeadCaptureConfig(**dataset_dict(folder, camera_ids=list(USED))))
-    for picture in (Picture(frame, camera) for frame in capture.frames for camera in USED):
-        points = check_subject.project_landmarks(capture, picture).numpy() * size / SIZE
-        path = capture.folder.detections_path(picture.frame, picture.camera)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, np.insert(np.concatenate([points, np.ones((66, 1))], axis=1), [48, 53], 0.5, axis=0))
-
-
 def shift(folder: Path, camera: str, pixels: float) -> None:
     """Moves the principal point of one camera to the right."""
     for path in folder.rglob(f"camera_{camera}.npz"):
@@ -98,8 +92,8 @@ def test_all_missing_files_are_told_at_once(copy, look):
             (copy / "images" / frame / f"mask_{camera}.jpg").unlink()
     (copy / "cameras" / "0000" / f"camera_{USED[1]}.npz").write_bytes(b"")
     told = problems(look, copy)
-    assert sum("file is missing" in line for line in told) == check_subject.LISTED
-    assert any("12 missing files in all" in line for line in told)
+    assert sum("file is missing" in line for line in told) == check_findings.LISTED
+    assert any("12 of the kind missing_file in all" in line for line in told)
     assert any(f"camera_{USED[1]}.npz: cannot be read" in line for line in told)
 
 
@@ -120,21 +114,21 @@ def test_off_scale_is_told_with_the_extent(copy, look):
 def test_exact_detections_agree(copy, look):
     write_detections(copy, SIZE)
     said = look(copy)
-    assert "taken as detected in pictures of 64 x 64" in said and "0.0 px from 7 detections" in said
+    assert "taken as detected in pictures of 64 x 64" in said and "0.0 px from those of 7 detections" in said
 
 
 def test_smaller_detector_pictures_are_recognised(copy, look, monkeypatch):
     write_detections(copy, SIZE // 2)
     monkeypatch.setattr(layout, "DETECTOR_SIZES", (SIZE // 2,))
     said = look(copy)
-    assert "taken as detected in pictures of 32 x 32" in said and "0.0 px from 7 detections" in said
+    assert "taken as detected in pictures of 32 x 32" in said and "0.0 px from those of 7 detections" in said
 
 
 def test_detections_of_a_smaller_picture_that_says_its_size_agree(copy, look):
     write_detections(copy, SIZE // 2)
     (copy / "landmarks" / "detector.json").write_text('{"size": 32, "detector": "exact"}')
     said = look(copy)
-    assert "taken as detected in pictures of 32 x 32" in said and "0.0 px from 7 detections" in said
+    assert "taken as detected in pictures of 32 x 32" in said and "0.0 px from those of 7 detections" in said
     (copy / "landmarks" / "detector.json").write_text('{"size": "32"}')
     with pytest.raises(InputError, match="detector.json: 'size'"):
         look(copy)
@@ -144,17 +138,35 @@ def test_a_shifted_principal_point_is_found_by_detections(copy, look):
     write_detections(copy, SIZE)
     shift(copy, USED[1], SHIFT)
     (line,) = [line for line in problems(look, copy) if "principal point" in line]
-    assert "in 1 of 3 cameras" in line and f"{USED[1]} by {SHIFT:.1f} px" in line and f"{-SHIFT:+.1f}, " in line
+    assert f"camera {USED[1]}: " in line and f"off by {SHIFT:+.1f}, " in line and f"instead of {SHIFT:.1f} px" in line
 
 
-def test_a_shifted_principal_point_is_found_by_mattes_where_it_is_large(copy, look):
-    shift(copy, USED[1], 4 * SHIFT)
-    (line,) = [line for line in problems(look, copy) if "fall on the matte" in line]
-    assert "in 1 of 3 cameras" in line and USED[1] in line
+def test_one_camera_is_judged_by_its_mattes_and_detections(subject, look, tmp_path):
+    alone = copy_subject(subject, tmp_path / "alone", cameras=USED[1:2])
+    assert "one camera: pictures of other cameras that could contradict it are missing" in look(alone)
+    shift(alone, USED[1], 4 * SHIFT)
+    (line,) = [line for line in problems(look, alone) if "fall on the matte" in line]
+    assert "in 1 of 1 cameras" in line and USED[1] in line
+
+
+def test_the_report_is_always_written(copy, look, tmp_path):
+    look(copy, "--json", tmp_path / "other.json")
+    report = json.loads((tmp_path / "other.json").read_text())
+    assert report["problems"] == 0 and report["findings"] == [] and report["measured"]["box_y_low"] < report["measured"]["face_y_low"]
+    shutil.rmtree(copy / "images")
+    with pytest.raises(InputError):
+        check_subject.check(HeadCaptureConfig(**dataset_dict(copy)), MeshHeadConfig().model_bbox, False, tmp_path / "sheet.png")
+    (finding,) = json.loads((tmp_path / "report.json").read_text())["findings"]
+    assert finding["kind"] == "unusable" and str(copy) in finding["message"]
+
+
+def test_a_box_is_proposed_that_passes(copy, look):
+    said = look(copy)
+    assert "model_bbox that fits this subject: [[-1" in said
 
 
 def test_heads_that_jump_are_named_but_are_no_problem(copy, look, monkeypatch):
-    monkeypatch.setattr(check_subject, "LARGEST_JUMP", 0.0)
+    monkeypatch.setattr(check_tracking, "LARGEST_JUMP", 0.0)
     assert "look at frames 0000 and 0001: the head jumps by 0.0" in look(copy)
 
 
@@ -162,7 +174,7 @@ def test_pictures_without_detections_are_skipped(copy, look):
     write_detections(copy, SIZE)
     for path in (copy / "landmarks" / "0002").glob("*.npy"):
         np.save(path, np.zeros((68, 3)))
-    assert "0.0 px from 6 detections" in look(copy)
+    assert "0.0 px from those of 6 detections" in look(copy)
     np.save(copy / "landmarks" / "0003" / f"lmk_{USED[0]}.npy", np.zeros((5, 3)))
     assert any("expected 68 landmarks" in line for line in problems(look, copy))
 
