@@ -216,7 +216,7 @@ class CaptureFolder:
     def read_vertices(self, frame: str, count: int) -> Float[Tensor, "N 3"]:
         """Up to `count` model vertices of one frame at equal distances, world units: the same rows in every frame."""
         path = self.vertices_path(frame)
-        vertices = _array(path, _load(path), (None, 3))
+        vertices = numbers(path, _load(path), (None, 3))
         return torch.from_numpy(vertices[np.linspace(0, len(vertices) - 1, min(count, len(vertices))).astype(int)])
 
     def read_detections(self, frame: str, camera: str) -> Float[Tensor, "66 3"] | None:
