@@ -64,7 +64,7 @@ class Findings:
             lines.append(f"{one.camera:<12} {one.found:>5} of {one.pictures:<5} {score:>8}{lacking}")
         lines.append(f"{'all':<12} {len(self.points):>5} of {sum(one.pictures for one in self.cameras)}")
         if self.jumps:
-            lines.append(f"look at {len(self.jumps)} jumps of more than {LARGEST_STEP:.0%} of the face's size between neighbouring frames:")
+            lines.append(f"look at jumps of more than {LARGEST_STEP:.0%} of the face's size between neighbouring frames ({len(self.jumps)}):")
             lines += [f"  camera {jump.camera}, {jump.before} to {jump.after}: {jump.size:.0%}" for jump in self.jumps[:LISTED]]
             lines += [f"  ... {len(self.jumps)} in all"] if len(self.jumps) > LISTED else []
         return lines

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 # the canonical face mesh (lids: a third and two thirds; inner lips: quarters). Two numbers: the point halfway between the two.
 # Approximations: the jaw line (0-16) follows the face oval of the mesh, which is a line on the skin, where iBUG's follows the visible
 # outline (from the side the two part); the brows (17-26) are the upper edge of the mesh's; the wings of the nose (31, 35) lie beside the mesh's.
-# Measured on 240 renderings (512², three demo heads, cameras within 40° of the front), median distance from the 3D landmarks of the model:
+# Measured on 120 renderings (512², three demo heads, cameras within 40° of the front), median distance from the 3D landmarks of the model:
 # eyes 3.1 px, lips 3.4, nose 3.5, jaw 8, brows 13 (the model's lie on the ridge above the painted brow).
 RIGHT_JAW = ((127,), (234,), (93,), (132,), (172,), (150,), (149,), (148,))
 RIGHT_BROW = ((70,), (63,), (105,), (66,), (107,))
