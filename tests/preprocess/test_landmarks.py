@@ -13,7 +13,7 @@ from lib.datasets.layout import CaptureFolder
 from lib.errors import InputError
 from preprocess import landmark_detectors, landmarks
 from preprocess.landmark_sheet import LARGEST_STEP, take_findings
-from preprocess.mediapipe_worker import HALF_TRUSTED, MESH_POINTS, MIRRORED, ONE_LOOK_SCORE, agreed
+from preprocess.mediapipe_worker import HALF_TRUSTED, MESH_POINTS, MIRRORED, agreed
 from tests.tiny import CAMERAS, SIZE, copy_subject, dataset_dict, one_thread, tiny
 
 USED = CAMERAS[1:3]
@@ -152,9 +152,15 @@ def test_points_of_both_looks_are_averaged_and_their_distance_is_the_score():
     other = np.array(agreed(seen, moved))
     assert other[30, 2] == pytest.approx(0.5, abs=1e-6) and other[30, 1] == pytest.approx(seen[30, 1] + HALF_TRUSTED * size / 2)
     assert np.delete(other, 30, axis=0)[:, 2].min() > 0.999
-    assert {point[2] for point in agreed(None, mirrored)} == {ONE_LOOK_SCORE}
-    np.testing.assert_allclose(np.array(agreed(None, mirrored))[:, :2], seen, atol=1e-9)
-    assert agreed(None, None) is None
+
+
+def test_nothing_is_found_where_the_two_looks_do_not_agree():
+    seen = canonical()[:, :2] / 40.0 + 0.5
+    mirrored = np.stack([1.0 - seen[:, 0], seen[:, 1]], axis=1)[list(MIRRORED)]
+    size = float(np.ptp(seen, axis=0).max())
+    assert agreed(seen, mirrored + [0.0, 0.8 * HALF_TRUSTED * size]) is not None
+    assert agreed(seen, mirrored + [0.0, HALF_TRUSTED * size]) is None
+    assert agreed(None, mirrored) is None and agreed(seen, None) is None
 
 
 # --- detectors ---
