@@ -5,7 +5,7 @@
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
-# make demo DEVICE=cuda: 512², longer training.
+# make demo DEVICE=cuda: 1024², more frames, networks of the published size.
 DEVICE ?= cpu
 
 ifeq ($(shell python3 -c "import torch" 2>/dev/null && echo yes),yes)
@@ -21,10 +21,10 @@ PRESET ?= demo
 
 ifeq ($(DEVICE),cuda)
 NAME := $(PRESET)_cuda
-SUBJECT_OPTIONS := --resolution 512 --device cuda
-MESH_OPTIONS := trainer.device=cuda dataset.original_resolution=512 dataset.resolution=256 trainer.steps=1000
-HEAD_OPTIONS := trainer.device=cuda dataset.original_resolution=512 dataset.resolution=512 trainer.steps=3000 supresmodule.network_capacity=32
-DRIVE_OPTIONS := device=cuda dataset.original_resolution=512 dataset.resolution=512
+SUBJECT_OPTIONS := --resolution 1024 --frames 160 --device cuda --workers $(shell nproc)
+MESH_OPTIONS := --config config/demo_cuda/meshhead.yaml trainer.device=cuda
+HEAD_OPTIONS := --config config/demo_cuda/gaussianhead.yaml trainer.device=cuda
+DRIVE_OPTIONS := device=cuda dataset.original_resolution=1024 dataset.resolution=1024
 else
 NAME := $(PRESET)
 endif

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lib.datasets.layout import OUTER_MOUTH_CORNERS
 from lib.errors import InputError
 from lib.geometry.camera import Camera
 from lib.geometry.trimesh import vertex_normals
@@ -72,7 +73,9 @@ class DemoHead:
         deltas = arrays["expression_q"].astype(np.float32) * arrays["expression_scale"][:, None, None]
         self.deltas = torch.from_numpy((CANONICAL_PER_CM * deltas).astype(np.float32)).to(self.device)  # (E, N, 3)
         self.expression_names = tuple(str(name) for name in arrays["expression_names"])
-        self.landmark_rows = torch.from_numpy(np.delete(arrays["landmarks68"], [48, 54]).astype(np.int64)).to(self.device)
+        self.landmark68_rows = torch.from_numpy(arrays["landmarks68"].astype(np.int64)).to(self.device)
+        kept = [row for row in range(len(self.landmark68_rows)) if row not in OUTER_MOUTH_CORNERS]
+        self.landmark_rows = self.landmark68_rows[kept]
         uvs = torch.from_numpy(arrays["uvs"].astype(np.float32)).to(self.device)
         faces, faces_uv = (torch.from_numpy(arrays[key]).long().to(self.device) for key in ("faces", "faces_uv"))
         material = torch.from_numpy(arrays["face_material"]).long().to(self.device)

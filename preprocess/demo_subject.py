@@ -9,7 +9,9 @@ denser performance without any image, to drive an avatar with. Several subjects 
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,17 +50,22 @@ FRAME_PERIOD_S, DRIVER_PERIOD_S = 0.6, 0.04  # the capture is sparse, so that it
 PERFECT = Sensor()
 
 
-def rig(resolution: int, focal_per_pixel: float = FOCAL_PER_PIXEL) -> Camera:
-    """The 16 cameras: centre = at + d·(cos e sin a, sin e, cos e cos a), y up."""
+def rig_poses() -> Float[Tensor, "16 3 4"]:
+    """World->camera of the 16 cameras: centre = at + d·(cos e sin a, sin e, cos e cos a), y up."""
     azimuth = torch.deg2rad(torch.tensor(AZIMUTHS_DEG, dtype=torch.float64))
     elevation = torch.deg2rad(torch.tensor([ELEVATIONS_DEG[k % len(ELEVATIONS_DEG)] for k in range(len(CAMERA_IDS))], dtype=torch.float64))
     at = torch.tensor(LOOK_AT_M, dtype=torch.float64).expand(len(CAMERA_IDS), 3)
     direction = torch.stack([elevation.cos() * azimuth.sin(), elevation.sin(), elevation.cos() * azimuth.cos()], dim=1)
+    return look_at(at + DISTANCE_M * direction, at).float()
+
+
+def rig(resolution: int, focal_per_pixel: float = FOCAL_PER_PIXEL) -> Camera:
+    """The 16 cameras with square pictures."""
     intrinsics = torch.eye(3, dtype=torch.float64).repeat(len(CAMERA_IDS), 1, 1)
     intrinsics[:, 0, 0] = intrinsics[:, 1, 1] = focal_per_pixel * resolution
     intrinsics[:, :2, 2] = resolution / 2
     intrinsics[::3, :2, 2] += torch.tensor(OFF_CENTRE, dtype=torch.float64) * resolution
-    return Camera(look_at(at + DISTANCE_M * direction, at).float(), intrinsics.float(), resolution, resolution)
+    return Camera(rig_poses(), intrinsics.float(), resolution, resolution)
 
 
 def main() -> None:
@@ -83,11 +90,12 @@ def main() -> None:
     sensor.add_argument("--color", type=float, default=0.0, help="standard deviation of each camera's gain per channel (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of expressions, head motion and sensor (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:<n> or auto (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the frames, and the GPUs with --device cuda (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
     options = parser.parse_args()
-    if options.frames < len(SEQUENCES) or options.resolution < 16 or options.driver_frames < 0:
-        raise InputError(f"expected --frames >= {len(SEQUENCES)}, --resolution >= 16 and --driver-frames >= 0, found "
-                         f"{options.frames}, {options.resolution} and {options.driver_frames}")
+    if options.frames < len(SEQUENCES) or options.resolution < 16 or options.driver_frames < 0 or options.workers < 1:
+        raise InputError(f"expected --frames >= {len(SEQUENCES)}, --resolution >= 16, --driver-frames >= 0 and --workers >= 1, found "
+                         f"{options.frames}, {options.resolution}, {options.driver_frames} and {options.workers}")
     if min(options.noise, options.blur, options.color) < 0:
         raise InputError(f"expected --noise, --blur and --color >= 0, found {options.noise}, {options.blur} and {options.color}")
     unknown = [name for name in options.subjects if name not in PRESETS]
@@ -101,7 +109,7 @@ def main() -> None:
     for subject in pending:
         subject.head(device, texture_size=16)
     for subject in pending:
-        subject.make(device)
+        subject.make(device, options.workers)
 
 
 def _subject(name: str, options: argparse.Namespace) -> "Subject":
@@ -135,7 +143,7 @@ class Subject:
         """True where the folder was made with this request already; InputError where it is something else."""
         if overwrite or not self.output.exists():
             return False
-        if _made_with(self.output) != self.request():
+        if made_with(self.output) != self.request():
             raise InputError(f"{self.output}: exists, but is not the result of these options; give --overwrite or another --output")
         print(f"{self.output} is complete: nothing to do (--overwrite renders it again)")
         return True
@@ -144,13 +152,19 @@ class Subject:
         """The head with this look; InputError for unknown names."""
         return DemoHead(**dataclasses.asdict(self.look), texture_size=texture_size, device=device)
 
-    def make(self, device: torch.device) -> None:
+    def make(self, device: torch.device, workers: int = 1) -> None:
         """Renders beside the place and moves: an interrupted rendering never looks like a subject, and never harms the old one."""
-        head = self.head(device, texture_size=2 * self.resolution)
         partial = self.output.with_name(self.output.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        records = write_subject(head, partial, self.resolution, self.frames, self.sensor.seed, self.sensor)
-        write_driver(head, partial / "driver", self.driver_frames, self.sensor.seed)
+        if workers == 1:
+            records = self._write(partial, device, (0, 1))
+        else:
+            devices = [torch.device("cuda", k) for k in range(torch.cuda.device_count())] if device.type == "cuda" else [device]
+            threads = max(1, torch.get_num_threads() // workers)
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)) as processes:
+                parts = [processes.submit(self._write, partial, devices[k % len(devices)], (k, workers)) for k in range(workers)]
+                records = [part.result() for part in parts][0]
+        write_driver(self.head(torch.device("cpu"), texture_size=16), partial / "driver", self.driver_frames, self.sensor.seed)
         (partial / "frames.json").write_text(json.dumps({"frames": records, "made_with": self.request()}, indent=1))
         if self.output.exists():
             shutil.rmtree(self.output)
@@ -159,7 +173,12 @@ class Subject:
               f"{self.driver_frames} driving frames in {self.output / 'driver'}")
 
 
-def _made_with(folder: Path) -> dict[str, str] | None:
+    def _write(self, folder: Path, device: torch.device, share: tuple[int, int]) -> list[dict[str, str | float]]:
+        head = self.head(device, texture_size=2 * self.resolution)
+        return write_subject(head, folder, self.resolution, self.frames, self.sensor.seed, self.sensor, share)
+
+
+def made_with(folder: Path) -> dict[str, str] | None:
     """The options a finished demo subject was made with; None for any other folder."""
     try:
         return json.loads((folder / "frames.json").read_text(encoding="utf-8"))["made_with"]
@@ -168,9 +187,9 @@ def _made_with(folder: Path) -> dict[str, str] | None:
 
 
 def write_subject(
-    head: DemoHead, output: Path, resolution: int, frames: int, seed: int, sensor: Sensor = PERFECT
+    head: DemoHead, output: Path, resolution: int, frames: int, seed: int, sensor: Sensor = PERFECT, share: tuple[int, int] = (0, 1)
 ) -> list[dict[str, str | float]]:
-    """Renders all frames and cameras; returns the rows of frames.json."""
+    """Renders all frames and cameras, or of `share` (k, n) frames k, k + n, ... alone; returns the rows of frames.json, of all frames."""
     folder, cameras = CaptureFolder(output), rig(resolution, FOCAL_WITH_HAIR if head.cards else FOCAL_PER_PIXEL)
     at_once = min(CAMERAS_AT_ONCE, max(1, PIXELS_AT_ONCE // resolution**2))
     records: list[dict[str, str | float]] = []
@@ -182,17 +201,18 @@ def write_subject(
             records.append({"frame": f"{index:04d}", "sequence": SEQUENCES[number].name, "time": time})
             moments.append(performance.at(time))
     empty = np.full((resolution, resolution, 3), WALL, dtype=np.float32)
-    for row, camera in enumerate(CAMERA_IDS):
+    for row, camera in enumerate(CAMERA_IDS if share[0] == 0 else ()):
         _write_image(folder.background_path(camera), sensor.capture(empty, row, shot=frames))
-    for shot, (record, moment) in enumerate(tqdm(list(zip(records, moments, strict=True)), desc=f"rendering {output.stem}", unit="frame")):
+    shots = list(enumerate(zip(records, moments, strict=True)))[share[0]::share[1]]
+    for shot, (record, moment) in tqdm(shots, desc=f"rendering {output.stem}", unit="frame", disable=share[0] > 0):
         frame = str(record["frame"])
         vertices = write_params(head, output / "params" / frame, moment)
         neutral = moment.head.to(head.device).to_world(head.vertices(torch.zeros_like(moment.expression)))
         for rows in torch.arange(len(CAMERA_IDS)).split(at_once):
-            picture = head.draw(vertices, _pick(cameras, rows))
+            picture = head.draw(vertices, pick(cameras, rows))
             for k, row in enumerate(rows.tolist()):
                 camera = CAMERA_IDS[row]
-                _write_camera(folder.camera_path(frame, camera), cameras, row)
+                write_camera(folder.camera_path(frame, camera), cameras, row)
                 for kind, pixels in (("image", picture.image[k]), ("mask", picture.mask[k]), ("visible", torch.ones(1, resolution, resolution))):
                     full = pixels.permute(1, 2, 0).expand(-1, -1, 3).cpu().numpy()
                     if kind == "image":
@@ -203,7 +223,7 @@ def write_subject(
             # The yardstick of evaluation: the truth without expression, where something is held out.
             held = [row for row in rows.tolist() if record["sequence"] == HELD_OUT_SEQUENCE or CAMERA_IDS[row] == HELD_OUT_CAMERA]
             if held:
-                without = head.draw(neutral, _pick(cameras, torch.tensor(held)))
+                without = head.draw(neutral, pick(cameras, torch.tensor(held)))
                 for k, row in enumerate(held):
                     for kind, pixels in (("image", without.image[k]), ("mask", without.mask[k])):
                         path = folder.expressionless_path(frame, CAMERA_IDS[row], kind)
@@ -230,11 +250,13 @@ def write_params(head: DemoHead, folder: Path, moment: Moment) -> Float[Tensor, 
     return vertices
 
 
-def _pick(cameras: Camera, rows: Tensor) -> Camera:
+def pick(cameras: Camera, rows: Tensor) -> Camera:
+    """Some cameras of a batch."""
     return Camera(cameras.world_to_camera[rows], cameras.intrinsics[rows], cameras.width, cameras.height)
 
 
-def _write_camera(path: Path, cameras: Camera, row: int) -> None:
+def write_camera(path: Path, cameras: Camera, row: int) -> None:
+    """The npz of one camera of a batch."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, extrinsic=cameras.world_to_camera[row].numpy(), intrinsic=cameras.intrinsics[row].numpy())
 

@@ -96,8 +96,12 @@ def test_demo_files_are_one_chain():
         gaussian.dataset.camera_ids, gaussian.dataset.held_out_cameras, gaussian.dataset.held_out_sequences)
 
 
-def test_demo_widths_fit_the_demo_subject():
-    mesh, gaussian = load(FOLDER / "demo_meshhead.yaml"), load(FOLDER / "demo_gaussianhead.yaml")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_demo_widths_fit_the_demo_subject(device):
+    mesh, gaussian = (
+        read_config(Arguments(path, (), (FOLDER / "demo_cuda" / f"{stage}.yaml",) if device == "cuda" else ()), schema_of(path))
+        for stage in ("meshhead", "gaussianhead") for path in [FOLDER / f"demo_{stage}.yaml"])
+    assert mesh.dataset.original_resolution == gaussian.dataset.original_resolution
     resolved = mesh.meshheadmodule.resolved(55)
     head = gaussian.gaussianheadmodule.resolved(resolved, 55)
     assert gaussian.supresmodule.input_dim == head.color_channels

@@ -784,6 +784,46 @@ def test_a_driver_of_another_width_is_refused(made, trained, tmp_path):
     assert not (tmp_path / "refused").exists()
 
 
+def expression_rows(made) -> np.ndarray:
+    return np.concatenate([np.load(path)["exp_coeff"] for path in sorted((made.driver / "params").rglob("params.npz"))])
+
+
+def test_rows_of_another_tracker_drive_the_avatar_within_its_training(made, trained, tmp_path, capsys):
+    np.save(tmp_path / "take.npy", expression_rows(made) * 3.0)
+    values = reenactment_dict(Tiny(made.subject, tmp_path), trained, name="rows")
+    run_script("reenactment", values, tmp_path, f"recorder.result_path={tmp_path}", "dataset.param_files=take.npy", "dataset.clamp_to_training=true",
+               "dataset.neutralize=median", "dataset.gain=1.5")
+    said = capsys.readouterr().out
+    assert "driver: " in said and "expression rows" in said and "head pose own" in said
+    assert len(list((tmp_path / "rows" / "frames").iterdir())) == len(expression_rows(made))
+
+
+def test_the_checkpoint_knows_the_expressions_and_the_size_it_was_trained_on(made, trained):
+    for stage in ("meshhead", "gaussianhead"):
+        data = latest(trained, stage).data
+        trained_on = [np.load(made.subject / "params" / frame / "params.npz") for frame in data.train_frames]
+        values = np.concatenate([params["exp_coeff"] for params in trained_on]).astype(np.float32)
+        face = data.trained_face()
+        assert np.array_equal(face.lowest, values.min(axis=0)) and np.array_equal(face.highest, values.max(axis=0))
+        assert bool(((face.median >= face.lowest) & (face.median <= face.highest)).all())
+        assert float(face.scale) == np.float32(trained_on[0]["scale"].item())
+
+
+def test_a_checkpoint_without_that_record_drives_as_before_and_gets_it_when_training_goes_on(made, runs, tmp_path):
+    path = runs / "checkpoints" / "tiny" / "gaussianhead_latest"
+    for name in ("new", "old"):
+        run_script("reenactment", reenactment_dict(made, runs, name=name), tmp_path, f"recorder.result_path={tmp_path}")
+        state = torch.load(path, weights_only=True)
+        state["data"] = {key: state["data"][key] for key in ("frames", "digests", "train_frames", "train_cameras")}
+        torch.save(state, path)
+    new, old = ({path.name: path.read_bytes() for path in (tmp_path / name / "frames").iterdir()} for name in ("new", "old"))
+    assert new == old and latest(runs, "gaussianhead").data.trained_face() is None
+    said = refusal("reenactment", reenactment_dict(made, runs, name="refused"), tmp_path, "dataset.clamp_to_training=true")
+    assert said.startswith("dataset.clamp_to_training: ")
+    run_script("train_gaussianhead", gaussian_dict(made.subject, runs, steps=3), tmp_path)
+    assert latest(runs, "gaussianhead").step == 3 and latest(runs, "gaussianhead").data.trained_face() is not None
+
+
 @pytest.mark.parametrize(("override", "part"), [
     ("load_gaussianhead_checkpoint=null", "load_gaussianhead_checkpoint"),
     ("load_gaussianhead_checkpoint=no/where", "no/where"),

@@ -7,11 +7,13 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from lib.config import Config
 from lib.datasets.layout import by_number, read_camera_file, read_camera_path_file, read_params_file
+from lib.datasets.retarget import TrainedFace, neutral, transfer
+from lib.datasets.tracked.driver import DriverTrack, read_driver, track_of
 from lib.errors import InputError
 from lib.geometry.camera import Camera, interpolate, look_at
 from lib.geometry.head_pose import HeadPose
@@ -28,7 +30,8 @@ class DrivingConfig(Config):
 
     dataroot: Path = Field(description="folder under which the patterns below are searched")
     image_files: str | None = Field(None, description="pattern of pictures of the driver, shown beside the result; optional")
-    param_files: str | None = Field(None, description="pattern of params.npz files under dataroot, played in sorted order")
+    param_files: str | None = Field(None, description="under dataroot: pattern of params.npz files, played in sorted order; or, without *, the name "
+                                    "('.': dataroot) of a folder or file that another tracker wrote")
     freeview: bool = Field(False, description="orbiting camera and a head that keeps its place: camera orbit, head_pose zero, pose_code zero")
     camera_path: Path | None = Field(None, description="camera npz, or json of a camera path (from the working directory): camera given")
     pose_code_path: Path | None = Field(None, description="params.npz (from the working directory) whose pose the networks see: pose_code fixed")
@@ -42,6 +45,21 @@ class DrivingConfig(Config):
     original_resolution: int = Field(2048, gt=0, description="pixels: size to which camera_path refers")
     resolution: int = Field(512, gt=0, description="pixels: size of the output")
     smoothing: float = Field(0.5, ge=0, lt=1, description="weight of the previous frame in the recursive smoothing of the driver; 0 = none")
+    neutralize: Literal["none", "median", "first", "file"] = Field(
+        "none", description="replace the driver's neutral face (median of its frames, first frame, or as in neutral_path) by the avatar's")
+    neutral_path: Path | None = Field(None, description="a driver's file (from the working directory) of its neutral face: neutralize file")
+    avatar_neutral_path: Path | None = Field(
+        None, description="params.npz (from the working directory) of the avatar's neutral face; else the median of its training is taken")
+    gain: float = Field(1.0, ge=0, description="how strong expressions become, of what the driver does; about the neutral face where there is one")
+    clamp_to_training: bool = Field(False, description="keep every coefficient within what the avatar's training has seen")
+
+    @model_validator(mode="after")
+    def _used(self) -> "DrivingConfig":
+        if self.neutral_path is not None and self.neutralize != "file":
+            raise ValueError(f"neutral_path is given, but neutralize is {self.neutralize}; write neutralize file, or leave neutral_path out")
+        if self.avatar_neutral_path is not None and self.neutralize == "none":
+            raise ValueError("avatar_neutral_path is given, but neutralize is none; write neutralize median, first or file, or leave it out")
+        return self
 
     @property
     def camera_mode(self) -> str:
@@ -70,27 +88,33 @@ class DrivingFrame(TensorBundle):
 
 
 class DrivingSequence:
-    """Smoothed driving frames in sorted order; `own_pose` is the avatar's. Raises InputError for missing, unreadable or inconsistent files."""
+    """Smoothed driving frames in sorted order, for an avatar with this `own_pose`, `expression_count` and `trained` face (None: not known).
 
-    def __init__(self, config: DrivingConfig, own_pose: Float[Tensor, "6"]) -> None:
-        self.config = config
-        if config.param_files is None:
-            raise InputError("dataset.param_files: a pattern of params.npz under dataset.dataroot is needed, e.g. 'params/*/params.npz'")
-        self.files = _matches(config.dataroot, config.param_files, "dataset.param_files")
-        params = [read_params_file(path) for path in self.files]
-        for path, frame in zip(self.files, params, strict=True):
-            if len(frame.expression) != len(params[0].expression):
-                raise InputError(f"{path}: 'exp_coeff' has {len(frame.expression)} values, {self.files[0]} has {len(params[0].expression)}")
-        self.expressions = _smooth(torch.stack([frame.expression for frame in params]), config.smoothing)
-        self.scales = torch.stack([frame.scale for frame in params])
-        driver = torch.stack([frame.pose for frame in params])
-        choices = {"driver": lambda: _smooth(driver, config.smoothing), "own": lambda: own_pose, "zero": lambda: torch.zeros(6)}
+    `files` names the source of every frame, `notes` say what another tracker's files are. Raises InputError for missing, unreadable or
+    inconsistent files, for a driver that has not the avatar's coefficients, and for what the driver or the avatar does not know.
+    """
+
+    def __init__(self, config: DrivingConfig, own_pose: Float[Tensor, "6"], expression_count: int | None = None, trained: TrainedFace | None = None,
+                 ) -> None:
+        self.config, self._trained = config, trained
+        track = _read_track(config, expression_count)
+        self.files, self.notes = track.names, track.notes
+        if expression_count not in (None, track.expressions.shape[1]):
+            raise InputError(f"{self.files[0]}: the driver has {track.expressions.shape[1]} expression coefficients ({track.holds}), the avatar was "
+                             f"trained with {expression_count}; drive it with parameters of the same 3DMM")
+        self.expressions = self._retargeted(track)
+        self.head_pose_mode = config.head_pose_mode
+        if track.poses is None and config.head_pose is None and not config.freeview:
+            self.head_pose_mode = "own"
+            self.notes += ("these files do not tell where the head is: dataset.head_pose is own",)
+        self.scales = self._scales(track)
+        choices = {"driver": lambda: _smooth(_poses_in(track), config.smoothing), "own": lambda: own_pose, "zero": lambda: torch.zeros(6)}
         place = choices | {"fixed": lambda: _pose_of(config.head_pose_path, "dataset.head_pose_path", "dataset.head_pose")}
-        self.poses = place[config.head_pose_mode]().expand_as(driver)
+        self.poses = place[self.head_pose_mode]().expand(len(self), 6)
         code = choices | {
             "head": lambda: self.poses, "fixed": lambda: _pose_of(config.pose_code_path, "dataset.pose_code_path", "dataset.pose_code"),
         }
-        self.pose_codes = code[config.pose_code_mode]().expand_as(driver)
+        self.pose_codes = code[config.pose_code_mode]().expand(len(self), 6)
         self._cameras = self._read_cameras()
         # Pictures of the driver are only shown beside the result: never required.
         self.images = _glob(config.dataroot, config.image_files, "dataset.image_files") if config.image_files else []
@@ -115,6 +139,45 @@ class DrivingSequence:
             head=HeadPose(self.poses[rows], self.scales[rows]),
             camera=self._cameras(index),
         )
+
+    def _retargeted(self, track: DriverTrack) -> Float[Tensor, "T E"]:
+        """The driver's expressions as the avatar's: smoothed, about the avatar's neutral face, within its training."""
+        config, trained, values = self.config, self._trained, track.expressions
+        driver = avatar = None
+        if config.neutralize != "none":
+            faces = {"median": lambda: neutral(values), "first": lambda: values[0], "file": lambda: self._face(config.neutral_path, values.shape[1])}
+            driver = faces[config.neutralize]()
+            if config.avatar_neutral_path is None and trained is None:
+                raise InputError("dataset.avatar_neutral_path: needed for dataset.neutralize, as this checkpoint (older, or published) has no record "
+                                 "of its expressions; name the params.npz of a neutral frame of the avatar's subject")
+            avatar = trained.median if config.avatar_neutral_path is None else self._face(config.avatar_neutral_path, values.shape[1])
+        values = transfer(_smooth(values, config.smoothing), driver, avatar, config.gain)
+        if not config.clamp_to_training:
+            return values
+        if trained is None:
+            raise InputError("dataset.clamp_to_training: this checkpoint (older, or published) has no record of its expressions; one of this project "
+                             "gets it when its training goes on for a step (the same command with more trainer.steps); else leave the key out")
+        return trained.clamp(values)
+
+    def _face(self, path: Path | None, width: int) -> Float[Tensor, "E"]:
+        """The neutral face in a file: the median where it holds several."""
+        if path is None:
+            raise InputError("dataset.neutral_path: needed for dataset.neutralize file; name a file of the driver's neutral face")
+        values = read_driver(path, width).expressions
+        if values.shape[1] != width:
+            raise InputError(f"{path}: has {values.shape[1]} expression coefficients, the driver has {width}; name a file of the same 3DMM")
+        return neutral(values)
+
+    def _scales(self, track: DriverTrack) -> Float[Tensor, "T 1"]:
+        """World units per canonical unit: the driver's where the head is; else, from trackers with units of their own, those of that place."""
+        if track.scales is not None and (track.own_scale or self.head_pose_mode == "driver"):
+            return track.scales
+        if self.head_pose_mode == "fixed" and self.config.head_pose_path is not None:
+            return read_params_file(self.config.head_pose_path).scale.expand(len(self), 1)
+        if self._trained is not None:
+            return self._trained.scale.expand(len(self), 1)
+        raise InputError(f"{self.files[0]}: does not tell how large the avatar is, nor does its checkpoint (older, or published); write "
+                         "dataset.head_pose fixed and name a params.npz of the avatar's subject in dataset.head_pose_path")
 
     def _read_cameras(self) -> Callable[[int], Camera]:
         """The camera of every frame."""
@@ -152,6 +215,24 @@ def _looking(center: Float[Tensor, "1 3"], target: Float[Tensor, "1 3"], size: i
     focal = ORBIT_FOCAL_PER_PIXEL * size
     intrinsics = torch.tensor([[[focal, 0.0, size / 2], [0.0, focal, size / 2], [0.0, 0.0, 1.0]]])
     return Camera(look_at(center, target).float(), intrinsics, size, size)
+
+
+def _read_track(config: DrivingConfig, expression_count: int | None) -> DriverTrack:
+    """The driver: params.npz files, or what another tracker wrote."""
+    if config.param_files is None:
+        raise InputError("dataset.param_files: a pattern of params.npz under dataset.dataroot is needed, e.g. 'params/*/params.npz', or the name of "
+                         "what another tracker wrote there ('.': dataroot itself)")
+    named = Path(config.param_files)
+    is_name = bool(config.param_files) and not set(config.param_files) & set("*?[") and not named.is_absolute()
+    if is_name and (config.dataroot / named).exists():
+        return read_driver(config.dataroot / named, expression_count)
+    return track_of(_matches(config.dataroot, config.param_files, "dataset.param_files"))
+
+
+def _poses_in(track: DriverTrack) -> Float[Tensor, "T 6"]:
+    if track.poses is None:
+        raise InputError(f"{track.names[0]}: these files do not tell where the head is; write dataset.head_pose own, fixed or zero")
+    return track.poses
 
 
 def _pose_of(path: Path | None, key: str, chooser: str) -> Float[Tensor, "6"]:

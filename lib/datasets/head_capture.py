@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from lib.datasets.batches import HeadBatch
 from lib.datasets.images import read_image, resize
 from lib.datasets.inventory import LOWRES_SIZE, take_inventory
 from lib.datasets.layout import LANDMARK_COUNT, CaptureFolder, FrameParams
+from lib.datasets.retarget import TrainedFace, trained_face
 from lib.errors import InputError
 from lib.geometry.camera import Camera
 from lib.geometry.head_pose import HeadPose
@@ -54,6 +55,18 @@ class CaptureRecord:
     digests: tuple[str, ...]
     train_frames: tuple[str, ...]
     train_cameras: tuple[str, ...]
+    # Of the training frames, so that they need not be compared; () in checkpoints that are older than these.
+    expression_lowest: tuple[float, ...] = field(default=(), compare=False)
+    expression_highest: tuple[float, ...] = field(default=(), compare=False)
+    expression_median: tuple[float, ...] = field(default=(), compare=False)
+    head_scale: tuple[float, ...] = field(default=(), compare=False)
+
+    def trained_face(self) -> TrainedFace | None:
+        """What the training has seen of the face; None in older checkpoints."""
+        if not self.head_scale:
+            return None
+        return TrainedFace(*(torch.tensor(values) for values in (
+            self.expression_lowest, self.expression_highest, self.expression_median, self.head_scale)))
 
     def trained(self) -> dict[str, str]:
         """Digest -> name of the frames that are trained on."""
@@ -137,7 +150,11 @@ class HeadCapture:
     def record(self) -> CaptureRecord:
         """What a checkpoint keeps of this capture."""
         digests = (self.digest(frame) for frame in self.frames)
-        return CaptureRecord(tuple(self.frames), tuple(digests), tuple(self.train_frames), tuple(self.train_cameras))
+        params = [self.params[frame] for frame in self.train_frames]
+        face = trained_face(torch.stack([one.expression for one in params]), torch.stack([one.scale for one in params]))
+        return CaptureRecord(
+            tuple(self.frames), tuple(digests), tuple(self.train_frames), tuple(self.train_cameras),
+            *(tuple(values.tolist()) for values in (face.lowest, face.highest, face.median, face.scale)))
 
     def digest(self, frame: str) -> str:
         """16 hexadecimal digits of a frame's parameters and control points: another person's are others under the same expression."""

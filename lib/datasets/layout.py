@@ -10,12 +10,9 @@
     <subject>/expressionless/<frame>/{image,mask}_<camera>.jpg   synthetic subjects only: the truth with expression 0
 """
 
-import io
 import json
 import os
 import re
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lib.datasets.arrays import numbers, parse_arrays, read_bytes
 from lib.errors import InputError
 from lib.tensors import TensorBundle
 
@@ -197,7 +195,7 @@ class CaptureFolder:
         path = self.camera_path(frame, camera)
         data = _bytes(path)
         if data not in self._parsed_cameras:
-            self._parsed_cameras[data] = _checked_camera(path, _parse(path, data))
+            self._parsed_cameras[data] = _checked_camera(path, parse_arrays(path, data))
         return self._parsed_cameras[data]
 
     def read_params(self, frame: str) -> FrameParams:
@@ -207,12 +205,12 @@ class CaptureFolder:
     def read_control_points(self, frame: str) -> ControlPoints:
         """World positions of the control landmarks. 68 landmarks lose the outer mouth corners."""
         path = self.landmarks_path(frame)
-        stored = _array(path, _load(path), (None, 3))
+        stored = numbers(path, _load(path), (None, 3))
         landmarks = _without_outer_corners(stored)
         if len(landmarks) != LANDMARK_COUNT:
             raise InputError(f"{path}: expected {LANDMARK_COUNT} landmarks (or 68), found {len(stored)}")
         path = self.vertices_path(frame)
-        vertices = _array(path, _load(path), (None, 3))
+        vertices = numbers(path, _load(path), (None, 3))
         return ControlPoints(torch.from_numpy(np.concatenate([landmarks, vertices[::CONTROL_VERTEX_STRIDE]])), len(stored))
 
     def read_detections(self, frame: str, camera: str) -> Float[Tensor, "66 3"] | None:
@@ -220,7 +218,7 @@ class CaptureFolder:
         path = self.detections_path(frame, camera)
         if not path.exists():
             return None
-        stored = _array(path, _load(path), (None, 3))
+        stored = numbers(path, _load(path), (None, 3))
         found = _without_outer_corners(stored)
         if len(found) != LANDMARK_COUNT:
             raise InputError(f"{path}: expected 68 landmarks (or {LANDMARK_COUNT}), found {len(stored)}")
@@ -265,8 +263,8 @@ def read_camera_path_file(path: Path) -> tuple[Float[Tensor, "K 3 4"], Float[Ten
 
 
 def _checked_camera(path: Path, archive: dict[str, NDArray]) -> tuple[Float[Tensor, "3 4"], Float[Tensor, "3 3"]]:
-    extrinsic = _array(path, archive, (3, 4), "extrinsic")
-    intrinsic = _array(path, archive, (3, 3), "intrinsic")
+    extrinsic = numbers(path, archive, (3, 4), "extrinsic")
+    intrinsic = numbers(path, archive, (3, 3), "intrinsic")
     rotation = extrinsic[:, :3].astype(np.float64)
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.linalg.det(rotation) < 0:
         raise InputError(f"{path}: 'extrinsic': its left 3x3 block is not a rotation; expected world->camera, OpenCV axes")
@@ -278,9 +276,9 @@ def _checked_camera(path: Path, archive: dict[str, NDArray]) -> tuple[Float[Tens
 def read_params_file(path: Path) -> FrameParams:
     """One params.npz; a (1,1) scale is accepted."""
     archive = _load(path)
-    expression = _array(path, archive, (1, None), "exp_coeff")[0]
-    pose = _array(path, archive, (1, 6), "pose")[0]
-    stored_scale = _array(path, archive, None, "scale")
+    expression = numbers(path, archive, (1, None), "exp_coeff")[0]
+    pose = numbers(path, archive, (1, 6), "pose")[0]
+    stored_scale = numbers(path, archive, None, "scale")
     scale = stored_scale.reshape(-1)
     if scale.shape != (1,) or scale[0] <= 0:
         raise InputError(f"{path}: 'scale': expected one positive number of shape (1,) or (1,1), found {scale.tolist()}")
@@ -311,46 +309,8 @@ def _without_outer_corners(landmarks: NDArray[np.float32]) -> NDArray[np.float32
 
 
 def _load(path: Path) -> dict[str, NDArray]:
-    return _parse(path, _bytes(path))
+    return parse_arrays(path, _bytes(path))
 
 
 def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: file is missing; README, 'subject folder', says what it holds") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _parse(path: Path, data: bytes) -> dict[str, NDArray]:
-    """Arrays of an npz by name, of an npy under the name ''. Never unpickles."""
-    try:
-        loaded = np.load(io.BytesIO(data), allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    # RuntimeError: a flipped bit can claim encryption or an unknown compression.
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read as a numpy file ({error}); write it again") from error
-
-
-def _array(path: Path, archive: dict[str, NDArray], shape: tuple[int | None, ...] | None, key: str = "") -> NDArray[np.float32]:
-    name = f"{path}: '{key}'" if key else str(path)
-    if key not in archive:
-        raise InputError(f"{name}: key is missing; found {sorted(archive)}")
-    array = archive[key]
-    if array.dtype.kind not in "fiu":
-        raise InputError(f"{name}: expected numbers, found dtype {array.dtype}")
-    if shape is not None and (array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True))):
-        expected = "(" + ", ".join("any" if want is None else str(want) for want in shape) + ")"
-        raise InputError(f"{name}: expected shape {expected}, found {array.shape}")
-    with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
-    bad = int((~np.isfinite(array)).sum())
-    if bad:
-        raise InputError(f"{name}: {bad} of {array.size} values are NaN, infinite or too large; fit this frame again or remove it")
-    if array.size == 0:
-        raise InputError(f"{name}: the array is empty (shape {array.shape})")
-    return array
+    return read_bytes(path, "README, 'subject folder', says what it holds")

@@ -50,7 +50,9 @@ class VideoWriter:
         self._container = av.open(str(self._partial), "w", format="mp4")
         self._stream = self._container.add_stream("libx264", rate=self.rate, options=self.options)
         context = self._stream.codec_context
-        context.pix_fmt, context.thread_count = "yuv420p", 0  # as many threads as x264 finds useful
+        # As many threads as x264 finds useful, each on a picture of its own: PyAV's own choice, threads that share every picture, waits for the
+        # slowest of them at every picture and makes larger files.
+        context.pix_fmt, context.thread_count, context.thread_type = "yuv420p", 0, "FRAME"
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = LIMITED
         self._size: tuple[int, int] | None = None

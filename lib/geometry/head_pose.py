@@ -17,6 +17,11 @@ class HeadPose(TensorBundle):
     pose: Float[Tensor, "*B 6"]
     scale: Float[Tensor, "*B 1"]
 
+    @classmethod
+    def from_matrix(cls, matrix: Float[Tensor, "*B 3 4"], scale: Float[Tensor, "*B 1"]) -> "HeadPose":
+        """The pose of a rotation and translation, a rigid map to the world."""
+        return cls(torch.cat([roma.rotmat_to_rotvec(matrix[..., :3]), matrix[..., 3]], dim=-1), scale)
+
     def rotation(self) -> Float[Tensor, "*B 3 3"]:
         """Rotation matrix canonical -> world."""
         return roma.rotvec_to_rotmat(self.pose[..., :3])

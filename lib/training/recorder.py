@@ -16,6 +16,8 @@ from lib.datasets.images import write_image
 from lib.errors import InputError
 from lib.files import make_folder, write_whole
 
+PREVIEW_SIZE = 512  # pixels: larger pictures are shrunk on sheets and in previews
+
 
 class RecorderConfig(Config):
     """Section `recorder`."""
@@ -95,7 +97,7 @@ def image_rows(rows: list[Float[Tensor, "B 3 H W"]]) -> Float[Tensor, "3 h w"]:
     return torch.cat([torch.cat(list(row), dim=-1) for row in rows], dim=-2)
 
 
-def shrink(images: Float[Tensor, "B 3 H W"], size: int) -> Float[Tensor, "B 3 h w"]:
+def shrink(images: Float[Tensor, "B 3 H W"], size: int = PREVIEW_SIZE) -> Float[Tensor, "B 3 h w"]:
     """Area averaging to at most `size` pixels high."""
     height, width = images.shape[-2:]
     return images if height <= size else torch.nn.functional.interpolate(images, (size, round(size * width / height)), mode="area")

@@ -141,11 +141,11 @@ class StopSignals:
 class RunLock:
     """Context that lets one process at a time write a run. The lock ends with its process, however that ends.
 
-    Raises InputError naming the other process. Where a file system has no locks, it says so and goes on.
+    Raises InputError naming the other process. Where a file system has no locks, it says so and goes on. `option` chooses another place.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, option: str = "recorder.name") -> None:
+        self.path, self.option = path, option
 
     def __enter__(self) -> "RunLock":
         make_folder(self.path.parent)
@@ -163,7 +163,7 @@ class RunLock:
                 holder = self._file.read().strip() or "another process"
                 self._file.close()
                 raise InputError(f"{self.path.parent}: {holder} is writing this run ({self.path.name}); wait for it, stop it, "
-                                 "or choose another recorder.name") from error
+                                 f"or choose another {self.option}") from error
             except OSError as error:
                 print(f"{self.path}: no locks here ({error.strerror}); make sure that one process at a time writes this run")
         self._file.seek(0)

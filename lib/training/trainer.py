@@ -28,7 +28,6 @@ from lib.training.stage import AbstractStage
 
 REHEARSE_STEPS = 20  # a shorter run is not worth an estimate
 LONG_WAIT = 0.2  # share of the time: waiting for data longer is told
-PREVIEW_SIZE = 512  # pixels: larger pictures are shrunk in previews
 
 
 class TrainerConfig(Config):
@@ -245,7 +244,7 @@ class _Loop:
             with torch.no_grad():
                 comparison = self.stage.compare(self.batches.capture.pictures([picture]).to(self.device))
             scores.append(float(psnr(comparison.images.clamp(0.0, 1.0), comparison.targets)))
-            columns.append([shrink(comparison.targets, PREVIEW_SIZE).cpu(), shrink(comparison.images, PREVIEW_SIZE).cpu()])
+            columns.append([shrink(comparison.targets).cpu(), shrink(comparison.images).cpu()])
         self.recorder.picture("preview", image_rows([torch.cat(list(row)) for row in zip(*columns, strict=True)]), done)
         return sum(scores) / len(scores)
 

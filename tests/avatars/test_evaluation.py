@@ -3,10 +3,19 @@
 import pytest
 import torch
 
-from lib.avatars.gaussian_head_avatar.evaluation import PictureScore, mouth_box, mouth_is_open, summarize
+from lib.avatars.gaussian_head_avatar.evaluation import PictureScore, mouth_box, mouth_is_open, shown_pictures, summarize
 from lib.datasets.batches import HeadBatch
+from lib.datasets.head_capture import Picture
 from lib.geometry.camera import Camera
 from lib.geometry.head_pose import HeadPose
+
+
+@pytest.mark.parametrize(("frames", "cameras"), [(32, 15), (128, 1), (3, 15), (1, 2)])
+def test_what_is_shown_is_measured_and_seen_from_everywhere(frames, cameras):
+    pictures = [Picture(str(frame), str(camera)) for frame in range(frames) for camera in range(cameras)]
+    shown = shown_pictures(pictures)
+    assert shown <= set(pictures) and len({picture.frame for picture in shown}) == len(shown) == min(8, frames)
+    assert len({picture.camera for picture in shown}) == min(8, frames, cameras)
 
 
 def points(gap: float, width: float = 0.05) -> torch.Tensor:

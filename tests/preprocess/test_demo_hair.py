@@ -44,7 +44,7 @@ def head(hair: str | None = None, eyebrows: str | None = None) -> DemoHead:
 def draw(subject: DemoHead, gesture: str | None = None, camera: int = 8, size: int = SIZE) -> Picture:
     cameras = rig(size)
     vertices = HeadPose(torch.zeros(6), torch.tensor([SCALE_M])).to_world(subject.vertices(subject.coefficients(GESTURES.get(gesture, {}))))
-    return subject.draw(vertices, demo_subject._pick(cameras, torch.tensor([camera])))
+    return subject.draw(vertices, demo_subject.pick(cameras, torch.tensor([camera])))
 
 
 def drawn(subject: DemoHead) -> torch.Tensor:

@@ -64,6 +64,12 @@ def test_same_seed_same_bytes_other_seed_other_bytes(make, tmp_path):
     assert not {name for name in changed if name.startswith(("cameras/", "background/"))}  # the studio stays
 
 
+def test_two_processes_write_what_one_does(make, tmp_path):
+    make(tmp_path / "one")
+    make(tmp_path / "two", "--workers", "2")
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two") and rows(tmp_path / "one") == rows(tmp_path / "two")
+
+
 def test_the_same_command_again_does_nothing(make, tmp_path, capsys):
     make(tmp_path / "demo")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

@@ -24,7 +24,7 @@ from lib.errors import InputError
 from lib.files import write_whole
 from lib.metrics.psnr import psnr
 from lib.metrics.ssim import ssim
-from lib.training.recorder import image_rows, read_seconds, write_seconds
+from lib.training.recorder import image_rows, read_seconds, shrink, write_seconds
 from lib.training.runtime import choose_device, is_terminal
 
 OPEN_MOUTH = 0.2  # of the mouth width: a larger inner-lip gap counts as open
@@ -107,11 +107,18 @@ def mouth_box(batch: HeadBatch) -> tuple[slice, slice] | None:
     return (slice(top, bottom), slice(left, right)) if right > left and bottom > top else None
 
 
+def shown_pictures(pictures: list[Picture]) -> set[Picture]:
+    """Some frames, each from another camera (at equal distances in the list all might be from one)."""
+    frames = spread(list(dict.fromkeys(picture.frame for picture in pictures)), SHEET_COLUMNS)
+    cameras = list(dict.fromkeys(picture.camera for picture in pictures))
+    return {Picture(frame, cameras[(2 * k + 1) * len(cameras) // (2 * len(frames))]) for k, frame in enumerate(frames)}
+
+
 def _score_split(
     avatar: GaussianAvatar, capture: HeadCapture, pictures: list[Picture], sheet: Path, name: str, device: torch.device
 ) -> list[PictureScore]:
     rows, shown = [], []
-    chosen = set(spread(pictures, SHEET_COLUMNS))
+    chosen = shown_pictures(pictures)
     for picture in tqdm(pictures, desc=name, unit="picture", mininterval=0.5 if is_terminal() else 15.0):
         batch = capture.pictures([picture]).to(device)
         with torch.no_grad():
@@ -132,7 +139,7 @@ def _score_split(
             expressionless_psnr=None if truth is None else float(psnr(truth.to(device)[None], target)),
         ))
         if picture in chosen:
-            shown.append([target[0].cpu(), image[0].cpu(), neutral[0].cpu()])
+            shown.append(list(shrink(torch.cat([target, image, neutral])).cpu()))
     # Rows: target, avatar, the same avatar without expression.
     write_image(sheet, image_rows([torch.stack(list(row)) for row in zip(*shown, strict=True)]))
     return rows

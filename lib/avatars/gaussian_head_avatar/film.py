@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
@@ -25,7 +25,7 @@ from lib.datasets.sampler import spread
 from lib.datasets.video import VideoWriter, to_yuv420
 from lib.errors import InputError
 from lib.render.gaussian.launch import on_device
-from lib.training.recorder import image_rows
+from lib.training.recorder import image_rows, shrink
 from lib.training.runtime import is_terminal
 
 IMAGE_THREADS = max(1, min(12, (os.cpu_count() or 1) - 1))  # that write frames and read pictures of the driver
@@ -183,7 +183,7 @@ def film(renderer: AvatarRenderer, driver: DrivingSequence, config: VideoConfig,
             old.unlink()
     frames = config.frames != "none"
     shown = set(spread(list(range(len(driver))), config.sheet_columns * config.sheet_rows))
-    sheet: list[UInt8[Tensor, "3 H W"]] = []
+    sheet: dict[int, Float[Tensor, "3 h w"]] = {}
     places = [Place(renderer, bool(driver.images)) for _ in range(PLACES + IMAGE_THREADS * frames)]
     waiting: deque[Place] = deque()
     pace = Pace()
@@ -191,6 +191,9 @@ def film(renderer: AvatarRenderer, driver: DrivingSequence, config: VideoConfig,
     def load(path: Path) -> UInt8[Tensor, "3 H W"]:
         pixels = resize(read_image(path), renderer.width)
         return pixels.pin_memory() if renderer.device.type == "cuda" else pixels
+
+    def show(index: int, pixels: UInt8[Tensor, "3 H W"]) -> None:
+        sheet[index] = shrink(pixels[None].float() / 255.0)[0]  # full ones would take longer to write than the video
 
     with (torch.no_grad(), on_device(renderer.background),
           VideoWriter(folder / "reenactment.mp4", config.frames_per_second, config.crf, config.preset) as video, Threads() as threads):
@@ -203,7 +206,7 @@ def film(renderer: AvatarRenderer, driver: DrivingSequence, config: VideoConfig,
                 path = folder / "frames" / f"{place.index:05d}.{config.frames}"
                 place.tasks.append(threads.write(write_pixels, path, place.pixels[..., -renderer.width:]))
             if place.index in shown:
-                sheet.append(place.pixels.clone())
+                place.tasks.append(threads.write(show, place.index, place.pixels))
 
         beside = threads.ahead(load, driver.images)
         for index in tqdm(range(len(driver)), desc="reenactment", unit="frame", mininterval=0.5 if is_terminal() else 15.0):
@@ -219,8 +222,8 @@ def film(renderer: AvatarRenderer, driver: DrivingSequence, config: VideoConfig,
             deliver(place)
         for place in places:
             place.free()
-    columns = min(config.sheet_columns, len(sheet))
-    rows = [torch.stack(sheet[start:start + columns]).float() / 255.0 for start in range(0, len(sheet) - columns + 1, columns)]
+    columns, tiles = min(config.sheet_columns, len(sheet)), [sheet[index] for index in sorted(sheet)]
+    rows = [torch.stack(tiles[start:start + columns]) for start in range(0, len(tiles) - columns + 1, columns)]
     write_image(folder / "contact_sheet.png", image_rows(rows))
     pace.ended = time.perf_counter()
     return pace

@@ -131,7 +131,7 @@ class GaussianHeadStage(AbstractStage):
     def __init__(self, config: GaussianHeadTrainConfig, capture: HeadCapture, device: torch.device) -> None:
         check_resolution(config.dataset.resolution)
         self.lpips = load_lpips(config.loss.lpips_weights, "loss.lpips").to(device) if config.loss.lpips > 0 else None
-        start = self._start(config, capture)
+        start = self._start(config, capture, device)
         self.remarks = (*capture.notes, *check_capture(capture, start.mesh_head.model_bbox).lines())
         self.avatar = start.avatar
         self.config = config.model_copy(update={"gaussianheadmodule": self.avatar.head.config, "meshheadmodule": start.mesh_head})
@@ -166,7 +166,7 @@ class GaussianHeadStage(AbstractStage):
         self._lpips = None if self.lpips is None else Graphed(self.lpips, compiles)
 
     @staticmethod
-    def _start(config: GaussianHeadTrainConfig, capture: HeadCapture) -> "_Start":
+    def _start(config: GaussianHeadTrainConfig, capture: HeadCapture, device: torch.device) -> "_Start":
         own = config.recorder.run_folder / "gaussianhead_latest"
         refuse_published(own)
         given, supres, poses = (config.start_from(f"load_{name}_checkpoint") for name in ("gaussianhead", "supres", "delta_poses"))
@@ -195,7 +195,7 @@ class GaussianHeadStage(AbstractStage):
         check_held_out(capture, checkpoint)
         print(f"gaussianhead: starting from the mesh head of {checkpoint.path}" + (
             "" if shares_frames(capture, checkpoint) else f", which was trained on ANOTHER subject than {config.dataset.dataroot}: is that meant?"))
-        mesh_head = mesh_head_from(checkpoint)
+        mesh_head = mesh_head_from(checkpoint).to(device)  # a CPU needs a minute for what follows
         resolved = config.gaussianheadmodule.resolved(mesh_head.config, capture.expression_count)
         if config.supresmodule.input_dim != resolved.color_channels:
             raise InputError(f"supresmodule.input_dim is {config.supresmodule.input_dim}, but the head renders {resolved.color_channels} channels "

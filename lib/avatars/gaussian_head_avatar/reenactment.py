@@ -33,7 +33,7 @@ class ReenactmentConfig(AvatarConfig):
 def reenact(config: ReenactmentConfig) -> Path:
     """Writes <result_path>/<name>/{frames/<number>.png, reenactment.mp4, contact_sheet.png}; returns that folder.
 
-    Raises InputError when the driver's expression width is not the avatar's, or anything it needs is missing.
+    Raises InputError when the driver has not the coefficients of the avatar, or anything it needs is missing.
     """
     start = time.perf_counter()
     check_resolution(config.dataset.resolution)
@@ -46,14 +46,14 @@ def reenact(config: ReenactmentConfig) -> Path:
     check_same(config.supresmodule, checkpoint.section("supresmodule"), "supresmodule", checkpoint.path)
     device = choose_device(config.device, config.gpu_id)
     avatar = avatar_from(checkpoint).to(device).eval()
-    driver = DrivingSequence(config.dataset, avatar.head.own_pose.cpu())
-    if driver.expression_count != avatar.head.config.exp_coeffs_dim:
-        raise InputError(f"{driver.files[0]}: the driver has {driver.expression_count} expression coefficients, the avatar was trained with "
-                         f"{avatar.head.config.exp_coeffs_dim}; drive it with parameters of the same 3DMM")
+    trained = None if checkpoint.data is None else checkpoint.data.trained_face()
+    driver = DrivingSequence(config.dataset, avatar.head.own_pose.cpu(), avatar.head.config.exp_coeffs_dim, trained)
+    for note in driver.notes:
+        print(f"driver: {note}")
     folder, size = config.recorder.result_folder, config.dataset.resolution
     renderer = AvatarRenderer(avatar, size, size, config.precision, coarse_only=not config.super_resolution)
     print(f"reenactment: {len(driver)} frames of {renderer.width}x{renderer.height}, smoothing {config.dataset.smoothing}, "
-          f"camera {config.dataset.camera_mode}, head pose {config.dataset.head_pose_mode}, pose code {config.dataset.pose_code_mode}, on {device}")
+          f"camera {config.dataset.camera_mode}, head pose {driver.head_pose_mode}, pose code {config.dataset.pose_code_mode}, on {device}")
     print(f"reenactment: {film(renderer, driver, config.video, folder)}")
     write_seconds(folder, "reenactment", time.perf_counter() - start)
     return folder

@@ -1,0 +1,67 @@
+"""Numbers in npz, npy and JSON files: arrays that are complete, finite and of the expected shape, or an error that names them."""
+
+import io
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lib.errors import InputError
+
+
+def read_bytes(path: Path, missing: str = "correct the path or copy the file there") -> bytes:
+    """Content of a file. Raises InputError; `missing` is what to do where there is none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: file is missing; {missing}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def parse_arrays(path: Path, data: bytes) -> dict[str, NDArray]:
+    """Arrays of an npz by name, of an npy under the name ''. Never unpickles. Raises InputError for anything else."""
+    try:
+        loaded = np.load(io.BytesIO(data), allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"": loaded}
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    # RuntimeError: a flipped bit can claim encryption or an unknown compression.
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read as a numpy file ({error}); write it again") from error
+
+
+def numbers(path: Path, archive: dict[str, NDArray], shape: tuple[int | None, ...] | None, key: str = "") -> NDArray[np.float32]:
+    """One array of an archive. Raises InputError where it is missing or `finite` refuses it."""
+    name = f"{path}: '{key}'" if key else str(path)
+    if key not in archive:
+        raise InputError(f"{name}: key is missing; found {sorted(archive)}")
+    return finite(name, archive[key], shape)
+
+
+def finite(name: str, value: Any, shape: tuple[int | None, ...] | None, dtype: type = np.float32) -> NDArray:
+    """An array, or nested lists as JSON holds them. `name` says in errors which; None in `shape` is any length.
+
+    Raises InputError for what is no number, has another shape, is empty, NaN or infinite.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"{name}: expected rows of equal length ({error})") from error
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{name}: expected numbers, found dtype {array.dtype}")
+    if shape is not None and (array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True))):
+        expected = "(" + ", ".join("any" if want is None else str(want) for want in shape) + ")"
+        raise InputError(f"{name}: expected shape {expected}, found {array.shape}")
+    with np.errstate(over="ignore"):
+        array = array.astype(dtype)
+    bad = int((~np.isfinite(array)).sum())
+    if bad:
+        raise InputError(f"{name}: {bad} of {array.size} values are NaN, infinite or too large; fit this frame again or remove it")
+    if array.size == 0:
+        raise InputError(f"{name}: the array is empty (shape {array.shape})")
+    return array

@@ -1,0 +1,129 @@
+"""NeRSemble benchmark: videos with a FLAME tracking per sequence.
+
+    <id>/sequences/<SEQ>/tracking/flame2023_tracking_v2.npz   shape (1,300), expression (T,100), rotation_matrices (T,3,3), translation, jaw,
+                                                              neck (T,3), eyes (T,6), scale (1,1), frames (T,): numbers of the videos' pictures
+    <id>/sequences/<SEQ>/{images,alpha_maps}/cam_<serial>.mp4
+    <id>/calibration/camera_params.json                       world_2_cam {serial: 4x4, OpenCV}, intrinsics {serial: 3x3} or one 3x3
+
+The head is x_world = R (scale · x) + translation, about the origin of FLAME. `rotation` holds Euler angles, which the matrices replace.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lib.datasets.arrays import finite, numbers, parse_arrays, read_bytes
+from lib.datasets.tracked.files import FolderFiles, Look, ReadOptions, read_json
+from lib.datasets.tracked.record import FaceModel, FaceParams, TrackedFrame, TrackedSequence
+from lib.datasets.tracked.rotations import matrix_vectors
+from lib.errors import InputError
+from lib.geometry.camera import Camera
+
+FORMAT = "NeRSemble benchmark"
+MODEL = FaceModel("FLAME", "2023")
+NAMES = ("flame2023_tracking_v2.npz", "flame2023_tracking.npz")  # in order of preference: the first version has errors
+WIDTHS = {"translation": 3, "jaw": 3, "neck": 3, "eyes": 6}
+
+
+def look(path: Path) -> Look:
+    """A tracking file, a sequence, or a participant."""
+    files = _tracking_files(path)
+    return Look(bool(files), f"{len(files)} x tracking/{files[0].name}" if files else f"no sequences/<SEQ>/tracking/{NAMES[0]}")
+
+
+def read(path: Path, options: ReadOptions) -> TrackedSequence:
+    """All tracked sequences; one record per timestep and video, or per timestep where there is no video."""
+    found = _tracking_files(path)
+    files = FolderFiles(path if path.is_dir() else path.parent.parent, options)
+    frames = [frame for file in found for frame in _sequence(file, files)]
+    old = [f"{file}: is the first version, which is known to have errors" for file in found if file.name == NAMES[1]]
+    return TrackedSequence(FORMAT, path, MODEL, "origin", tuple(frames), (*files.notes, *old))
+
+
+def _tracking_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path] if path.name in NAMES else []
+    folders = [path, *sorted(path.glob("sequences/*"))]
+    return [next(file for name in NAMES if (file := folder / "tracking" / name).is_file())
+            for folder in folders if any((folder / "tracking" / name).is_file() for name in NAMES)]
+
+
+@dataclass(frozen=True)
+class _Video:
+    path: Path
+    camera: str
+    mask: Path | None
+    view: Camera
+    pictures: int  # 0: the file does not say
+
+
+def _sequence(file: Path, files: FolderFiles) -> list[TrackedFrame]:
+    archive = parse_arrays(file, read_bytes(file))
+    expression = numbers(file, archive, (None, None), "expression")
+    count = len(expression)
+    identity, scale = (torch.from_numpy(numbers(file, archive, None, key).reshape(-1)) for key in ("shape", "scale"))
+    rotation = matrix_vectors(torch.from_numpy(_rows(file, archive, "rotation_matrices", (3, 3), count)), f"{file}: 'rotation_matrices'")
+    moving = {key: torch.from_numpy(_rows(file, archive, key, (width,), count)) for key, width in WIDTHS.items()}
+    timesteps = _rows(file, archive, "frames", (), count).astype(int).tolist()
+    folder = file.resolve().parent.parent
+    videos = _videos(file.parent.parent, files) or [None]
+    frames = []
+    for row, timestep in enumerate(timesteps):
+        here = {key: rows[row] for key, rows in moving.items()}
+        params = FaceParams(torch.from_numpy(expression[row]), identity, rotation[row], scale=scale, **here)
+        frame = TrackedFrame(f"{timestep:05d}", folder.name, timestep, params, f"{file}: row {row}")
+        for video in videos:
+            if video is None:
+                frames.append(frame)
+                continue
+            if video.pictures and timestep >= video.pictures:
+                raise InputError(f"{file}: row {row} belongs to picture {timestep}, but {video.path} has {video.pictures}; download it again")
+            frames.append(TrackedFrame(frame.name, frame.sequence, timestep, params, frame.where, camera=video.camera, view=video.view,
+                                       image=video.path, mask=video.mask, video_frame=timestep))
+    return frames
+
+
+def _rows(path: Path, archive: dict[str, NDArray], key: str, shape: tuple[int, ...], count: int) -> NDArray[np.float32]:
+    values = numbers(path, archive, (None, *shape), key)
+    if len(values) != count:
+        raise InputError(f"{path}: '{key}' has {len(values)} timesteps, 'expression' has {count}; download it again")
+    return values
+
+
+def _videos(sequence: Path, files: FolderFiles) -> list[_Video]:
+    paths = sorted(sequence.glob("images/cam_*.mp4"))
+    if not paths:
+        return []
+    calibration = sequence.parent.parent / "calibration" / "camera_params.json"
+    content: Any = read_json(calibration)
+    videos = []
+    for path in paths:
+        serial = path.stem.removeprefix("cam_")
+        try:
+            extrinsic, intrinsic = content["world_2_cam"][serial], content["intrinsics"]
+            intrinsic = intrinsic[serial] if isinstance(intrinsic, dict) else intrinsic
+        except (LookupError, TypeError) as error:
+            raise InputError(f"{calibration}: camera '{serial}' is missing, of which there is {path}; expected world_2_cam and intrinsics") from error
+        pictures, width, height = _video_size(path)
+        matrix, lens = (torch.from_numpy(finite(f"{calibration}: camera '{serial}'", value, (rows, rows)))
+                        for value, rows in ((extrinsic, 4), (intrinsic, 3)))
+        said = (int(content.get("width") or width), int(content.get("height") or height))
+        mask = sequence / "alpha_maps" / path.name
+        videos.append(_Video(path, serial, files.picture(mask, str(path), "mask") if mask.parent.is_dir() else None,
+                             Camera(matrix[None, :3], lens[None], *said).resized(width, height), pictures))
+    return videos
+
+
+def _video_size(path: Path) -> tuple[int, int, int]:
+    """Pictures (0: not said), width and height in pixels."""
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            return stream.frames, stream.width, stream.height
+    except (av.FFmpegError, OSError, IndexError, AttributeError, ValueError) as error:  # a stream without codec has no width
+        raise InputError(f"{path}: cannot be read as a video ({error}); download it again") from error

@@ -1,0 +1,96 @@
+"""Files that other files name: they must lie below a root, and be there."""
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lib.datasets.arrays import read_bytes
+from lib.errors import InputError
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read what was recognised. `root`: folder that nothing may lie outside of (None: that above the one read, which sets made of
+    several sequences need). `images`: every picture must exist; else those that do are named. `image_offset`: number of the picture of
+    frame 0, where pictures and frames are counted apart (None: found out)."""
+
+    root: Path | None = None
+    images: bool = True
+    image_offset: int | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """Whether a reader's files are there, and which they are: `what` says what is there, or what was looked for and is missing."""
+
+    found: bool
+    what: str
+
+
+@dataclass(frozen=True)
+class FolderFiles:
+    """Files named relative to `folder`. `notes` collects links that lead out of the root."""
+
+    folder: Path
+    options: ReadOptions
+    notes: dict[str, None] = field(default_factory=dict)
+    _listed: dict[Path, frozenset[str]] = field(default_factory=dict)
+
+    @property
+    def root(self) -> Path:
+        """What no path may leave."""
+        return self.options.root or _normal(self.folder.absolute() / "..")
+
+    def inside(self, name: str, where: str) -> Path:
+        """The path of a name such as `../other/images/00000_00.png`. Raises InputError where it leaves the root, by what is written."""
+        path = _normal(self.folder / name.replace("\\", "/"))
+        if not _normal(path.absolute()).is_relative_to(_normal(self.root.absolute())):
+            raise InputError(f"{where}: '{name}' lies outside of {self.root}; correct the path, or give a root that holds all parts of the set")
+        return path
+
+    def picture(self, path: Path, where: str, what: str = "image") -> Path | None:
+        """The path, if the file is there; else None, or InputError where pictures are required."""
+        if path.name in self._names(path.parent):
+            return path
+        if self.options.images:
+            raise InputError(f"{where}: {what} {path} is missing; copy it there or leave the frame out")
+        return None
+
+    def _names(self, folder: Path) -> frozenset[str]:
+        """Of files and links to files; a folder is listed once."""
+        if folder not in self._listed:
+            try:
+                with os.scandir(folder) as entries:
+                    files = [(entry.name, entry.is_symlink()) for entry in entries if entry.is_file()]
+            except OSError:
+                files = []
+            self._listed[folder] = frozenset(name for name, _ in files)
+            link = next((name for name, is_link in files if is_link and self._leaves(folder / name)), None)
+            if link is not None or self._leaves(folder):
+                self.notes[f"{folder if link is None else folder / link}: is a link to what lies outside of {self.root}"] = None
+        return self._listed[folder]
+
+    def _leaves(self, path: Path) -> bool:
+        return not path.resolve().is_relative_to(self.root.resolve())
+
+
+def _normal(path: Path) -> Path:
+    """Without `..`, by what is written: links are not followed."""
+    return Path(os.path.normpath(path))
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; NaN is left to who looks at numbers. Raises InputError for anything else."""
+    try:
+        return json.loads(read_bytes(path).decode("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: is not a complete JSON file ({error}); write it again") from error
+
+
+def numbered(folder: Path, pattern: str) -> dict[int, Path]:
+    """Files whose whole name fits a pattern with one group for the number, by number, in its order."""
+    found = {int(match[1]): path for path in folder.iterdir() if (match := re.fullmatch(pattern, path.name))} if folder.is_dir() else {}
+    return dict(sorted(found.items()))
