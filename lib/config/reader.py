@@ -89,6 +89,11 @@ def write_config(config: Config, path: Path) -> None:
     write_whole(path, yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False))
 
 
+def yaml_value(value: Any) -> str:
+    """Plain data as YAML (lists on one line, or some where they are long) that `read_config` reads back as the same."""
+    return yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=110).removesuffix("\n").removesuffix("\n...")
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
     """What a file holds, and where: dotted key -> "file:line"."""
     try:
