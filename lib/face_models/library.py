@@ -1,0 +1,41 @@
+"""The face models by name: where their files belong, where they come from and what one may do with them. Nothing is downloaded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.errors import InputError
+from lib.face_models.contract import FaceModel
+from lib.face_models.ict import HEAD_FILE, read_ict
+
+FOLDER = HEAD_FILE.parent.parent / "face_models"
+
+
+@dataclass(frozen=True)
+class Source:
+    """How to come by a model."""
+
+    read: Callable[[Path], FaceModel]
+    files: tuple[str, ...]  # accepted names in assets/face_models/
+    origin: str
+    licence: str
+
+
+MODELS: dict[str, Source] = {
+    "ict": Source(lambda path: read_ict(), (), "shipped", "MIT"),
+}
+
+
+def read_model(name: str, path: Path | None = None) -> FaceModel:
+    """The model of this name from `path`, else from assets/face_models/. Raises InputError telling where a missing file comes from."""
+    source = MODELS[name]
+    if not source.files:
+        if path is not None:
+            raise InputError(f"--model-file {path}: the model '{name}' is shipped and needs no file; name another with --model "
+                             f"({', '.join(key for key in MODELS if key != name)})")
+        return source.read(HEAD_FILE)
+    found = path if path is not None else next((FOLDER / file for file in source.files if (FOLDER / file).exists()), None)
+    if found is None or not found.is_file():
+        raise InputError(f"{found or FOLDER / source.files[0]}: the face model '{name}' is missing. {source.origin} Licence: {source.licence}. "
+                         f"Put it into {FOLDER} as {' or '.join(source.files)}, or name it with --model-file; nothing is downloaded")
+    return source.read(found)
