@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lib.config import Config
 from lib.face_models.contract import FaceModel
+from lib.geometry.rotations import skew
 from preprocess.fit_observations import Observations, pull, visibility
 from preprocess.fit_start import geman_mcclure
 
@@ -33,7 +34,7 @@ class FitConfig(Config):
     side_yaw: tuple[float, float] = Field((60.0, 100.0), description="degrees from facing the camera: a landmark counts fully, not at all")
     identity: float = Field(1.0, gt=0, description="how far people are from the mean, in standard deviations of the face model")
     size: float = Field(0.005, gt=0, description="relative: how far identity may change the size of the face, which is for `scale` to say")
-    expression: float = Field(0.5, gt=0, description="how strong expressions are, in standard deviations of the face model")
+    expression: float = Field(1.0, gt=0, description="how strong expressions are, in standard deviations of the face model")
     bound: float = Field(0.05, gt=0, description="by how much a coefficient that means something in [0,1] may leave it")
     offset: float = Field(0.03, ge=0, description="canonical units: standard deviation of what the model cannot say of a face; 0 is without")
     offset_radius: float = Field(0.3, gt=0, description="canonical units over which such offsets are alike")
@@ -224,13 +225,6 @@ def descend(problem: Problem, estimate: Estimate, trust: Float[Tensor, "F C 66"]
         if gain < LEAST_GAIN:
             break
     return estimate
-
-
-def skew(vectors: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B 3 3"]:
-    """Matrices of the cross product v x."""
-    x, y, z = vectors.unbind(dim=-1)
-    zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
 
 
 def _noise(distances: Float[Tensor, "F C 66"], trust: Float[Tensor, "F C 66"]) -> float:

@@ -20,7 +20,7 @@ CANONICAL_PER_CM, ORIGIN_CM = 0.1, (0.0, 0.0, 2.0)
 FACE_ROWS, SKIN_ROWS = slice(0, 9409), slice(0, 11248)
 EYE_ROWS = {"L": slice(21451, 23021), "R": slice(23021, 24591)}
 GAZE_RANGE = {"horizontal": np.deg2rad(32.0), "vertical": np.deg2rad(24.0)}  # of a full eyeLook coefficient
-SHAPE_SPREAD = 0.5  # of coefficients that lie in [0,1]
+SHAPE_SPREAD = 0.25  # of coefficients that lie in [0,1]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.errors import InputError
+from lib.face_models.bfm import read_bfm
 from lib.face_models.contract import FaceModel
+from lib.face_models.faceverse import read_faceverse
+from lib.face_models.flame import read_flame
 from lib.face_models.ict import HEAD_FILE, read_ict
 
 FOLDER = HEAD_FILE.parent.parent / "face_models"
@@ -23,6 +26,13 @@ class Source:
 
 MODELS: dict[str, Source] = {
     "ict": Source(lambda path: read_ict(), (), "shipped", "MIT"),
+    "bfm": Source(read_bfm, ("BFM_model_front.mat", "BFM09_model_info.mat", "BFM_model_front.npz"),
+                  "It is made from the Basel Face Model 2009 (faces.dmi.unibas.ch, on request) and the expressions of FaceWarehouse "
+                  "by the scripts of Deep3DFaceRecon or 3DMM-Fitting-Pytorch.", "research only, no redistribution"),
+    "flame": Source(read_flame, ("flame2023.pkl", "flame2023_Open.pkl", "flame2020.pkl", "generic_model.pkl"),
+                    "It comes from flame.is.tue.mpg.de, after registration.", "non-commercial; FLAME 2023 Open: CC BY 4.0"),
+    "faceverse": Source(read_faceverse, ("faceverse_simple_v2.npy",), "It comes from github.com/LizhenWangT/FaceVerse (version 2).",
+                        "none stated for the model: ask its authors before other than research use"),
 }
 
 

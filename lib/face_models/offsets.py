@@ -31,7 +31,7 @@ def smooth_offsets(model: FaceModel, spread: float, radius: float) -> Float[Tens
     return (spread * carried).unflatten(1, (3, -1)).permute(2, 0, 1).to(model.mean)
 
 
-def _similarities(points: Float[Tensor, "L 3"]) -> Float[Tensor, "3L 7"]:
+def _similarities(points: Float[Tensor, "L 3"]) -> Float[Tensor, "3*L 7"]:
     """How points move with translations, rotations and scale."""
     centred = points - points.mean(dim=0)
     axes = torch.eye(3, dtype=points.dtype)
