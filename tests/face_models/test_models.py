@@ -132,7 +132,7 @@ def test_offsets_carry_landmarks_and_leave_poses(ict):
     assert (centred * at_landmarks).sum(dim=(1, 2)).abs().max() < 1e-4
     spread = at_landmarks.square().sum(dim=0).mean().sqrt()  # of a sample with independent standard normal coefficients
     assert 0.02 < float(spread) <= 0.03
-    edges = torch.cat([ict.triangles[ict.skin_triangles][:, [a, b]] for a, b in ((0, 1), (1, 2))])
+    edges = ict.triangles[ict.skin_triangles[::20], :2]
     stretch = (modes[:, edges[:, 0]] - modes[:, edges[:, 1]]).norm(dim=-1).square().sum(dim=0).sqrt()
     length = (ict.mean[edges[:, 0]] - ict.mean[edges[:, 1]]).norm(dim=-1)
     assert float((stretch / length.clamp(min=1e-3)).quantile(0.99)) < 0.5  # smooth between neighbours
