@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lib.datasets.layout import OUTER_MOUTH_CORNERS
 from lib.errors import InputError
+from lib.face_models.ict import CANONICAL_PER_CM, canonical, canonical_offsets, read_head_file, turn_eyes
 from lib.geometry.camera import Camera
 from lib.geometry.trimesh import vertex_normals
 from lib.render.mesh.reference import visible_faces
@@ -29,18 +30,14 @@ ICT_IDENTITIES = {
     "neutral": (), "ict_1": (1.3, -0.9, 0.6, 0.8, -0.7, 0.9, 0.4, -0.8, 0.6, -0.5), "ict_2": (-1.2, 0.8, -0.9, 0.5, 1.0, -0.6, 0.9, 0.5, -0.7, 0.8),
 }
 IDENTITIES = ("lee_perry_smith", "makehuman", *ICT_IDENTITIES)
-CANONICAL_PER_CM, ORIGIN_CM = 0.1, (0.0, 0.0, 2.0)
 
 # Vertex rows of the ICT topology.
-FACE_ROWS = slice(0, 9409)
 MOUTH_SOCKET_ROWS, EYE_SOCKET_ROWS = slice(11248, 13294), slice(13294, 14062)
-EYE_ROWS = {"L": slice(21451, 23021), "R": slice(23021, 24591)}
 # Materials of its faces.
 FACE, BACK_HEAD, GUMS, TEETH, SCLERA_L, IRIS_L, SCLERA_R, IRIS_R = range(8)
 # Sclera triangles nearer to the pupil than this (in UV, about the centre) are the cornea and hide the iris.
 CORNEA_UV_RADIUS = 0.175
 
-GAZE_RANGE = {"horizontal": np.deg2rad(32.0), "vertical": np.deg2rad(24.0)}  # of a full eyeLook coefficient
 GUMS_COLOR, TEETH_COLOR, SOCKET_COLOR = (0.62, 0.27, 0.26), (0.88, 0.85, 0.78), (0.32, 0.10, 0.09)
 MOUTH_DEPTH = 0.75  # canonical units behind the lips at which hardly any light arrives
 WALL = 0.94  # grey of the background
@@ -65,13 +62,11 @@ class DemoHead:
         _expect("--identity", identity, IDENTITIES)
         if hair_color is not None:
             _expect("--hair-color", hair_color, HAIR_COLORS)
-        with np.load(ASSETS / "head.npz", allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files}
+        arrays = read_head_file()
         self.device = torch.device(device)
         neutral, self.identity_coefficients = _identity(identity, arrays)
-        self.neutral = torch.from_numpy((CANONICAL_PER_CM * (neutral - np.array(ORIGIN_CM))).astype(np.float32)).to(self.device)
-        deltas = arrays["expression_q"].astype(np.float32) * arrays["expression_scale"][:, None, None]
-        self.deltas = torch.from_numpy((CANONICAL_PER_CM * deltas).astype(np.float32)).to(self.device)  # (E, N, 3)
+        self.neutral = canonical(neutral).to(self.device)
+        self.deltas = canonical_offsets(arrays, "expression").to(self.device)  # (E, N, 3)
         self.expression_names = tuple(str(name) for name in arrays["expression_names"])
         self.landmark68_rows = torch.from_numpy(arrays["landmarks68"].astype(np.int64)).to(self.device)
         kept = [row for row in range(len(self.landmark68_rows)) if row not in OUTER_MOUTH_CORNERS]
@@ -113,14 +108,7 @@ class DemoHead:
     def vertices(self, expression: Float[Tensor, "E"]) -> Float[Tensor, "N 3"]:
         """Canonical vertices: neutral + expression shapes, eyeballs turned by the eyeLook coefficients; then those of the cards."""
         vertices = self.neutral + torch.einsum("e,env->nv", expression.to(self.device), self.deltas)
-        value = dict(zip(self.expression_names, expression.tolist(), strict=True))
-        for side, rows in EYE_ROWS.items():
-            outward = 1.0 if side == "L" else -1.0  # the left eye is at +x
-            yaw = outward * GAZE_RANGE["horizontal"] * (value[f"eyeLookOut_{side}"] - value[f"eyeLookIn_{side}"])
-            pitch = GAZE_RANGE["vertical"] * (value[f"eyeLookUp_{side}"] - value[f"eyeLookDown_{side}"])
-            rotation = (_rotation_y(yaw) @ _rotation_x(-pitch)).to(self.device)
-            centre = self.neutral[rows].mean(dim=0)
-            vertices[rows] = (vertices[rows] - centre) @ rotation.T + centre
+        vertices = turn_eyes(vertices, self.neutral, dict(zip(self.expression_names, expression.tolist(), strict=True)))
         return torch.cat([vertices, *(cards.vertices(vertices) for cards in self.cards)])
 
     @cached_property
@@ -207,13 +195,3 @@ def _texture(name: str, size: int) -> Float[Tensor, "1 3 H W"]:
     if size < len(pixels):
         pixels = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA)
     return torch.from_numpy(pixels[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255.0
-
-
-def _rotation_x(angle: float) -> Float[Tensor, "3 3"]:
-    c, s = float(np.cos(angle)), float(np.sin(angle))
-    return torch.tensor([[1, 0, 0], [0, c, -s], [0, s, c]])
-
-
-def _rotation_y(angle: float) -> Float[Tensor, "3 3"]:
-    c, s = float(np.cos(angle)), float(np.sin(angle))
-    return torch.tensor([[c, 0, s], [0, 1, 0], [-s, 0, c]])

@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 from lib.datasets.layout import CaptureFolder
 from lib.errors import InputError
+from lib.face_models.ict import FACE_ROWS
 from lib.geometry.camera import Camera, look_at
 from lib.training.runtime import choose_device, run
 from preprocess.demo_hair import HAIR_COLORS, card_names
-from preprocess.demo_head import FACE_ROWS, IDENTITIES, WALL, DemoHead
+from preprocess.demo_head import IDENTITIES, WALL, DemoHead
 from preprocess.demo_performance import SEQUENCES, Moment, Performance
 from preprocess.demo_presets import PRESETS, Look
 from preprocess.demo_sensor import Sensor

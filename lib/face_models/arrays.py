@@ -1,0 +1,58 @@
+"""Models that are a mean and two bases in a file: shapes are checked, the origin becomes the centroid of the mean."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lib.errors import InputError
+from lib.face_models.contract import FaceModel, vertex_landmarks
+
+
+def array(path: Path, content: dict[str, Any], key: str, width: int | None = None) -> NDArray:
+    """A numeric array of a file; with `width`, at least that many entries of the last dimension, of which the first are taken.
+
+    Raises InputError naming file, key, what was expected and found.
+    """
+    if key not in content:
+        raise InputError(f"{path}: '{key}' is missing; found {', '.join(sorted(content))}. Is it another version of the model?")
+    value = np.asarray(content[key])
+    if value.dtype.kind not in "fiu" or value.size == 0 or not np.isfinite(value).all():
+        raise InputError(f"{path}: '{key}': expected finite numbers, found {value.dtype} of shape {value.shape}")
+    if width is None:
+        return value
+    if value.ndim < 2 or value.shape[-1] < width:
+        raise InputError(f"{path}: '{key}': expected at least {width} columns, found shape {value.shape}; is it another version of the model?")
+    return value[..., :width]
+
+
+def linear_model(
+    path: Path, name: str, content: dict[str, Any], identity_count: int, expression_count: int, first_row: int, expression_spread: float,
+    bounded: bool,
+) -> FaceModel:
+    """From the keys meanshape, idBase, exBase, tri and keypoints; rows of `tri` and `keypoints` count from `first_row`."""
+    mean = array(path, content, "meanshape").reshape(-1, 3).astype(np.float32)
+    bases = []
+    for key, width in (("idBase", identity_count), ("exBase", expression_count)):
+        basis = array(path, content, key, width)
+        if basis.size != mean.size * width:
+            raise InputError(f"{path}: '{key}': expected {mean.size} rows (3 for each of the {len(mean)} vertices of 'meanshape'), "
+                             f"found shape {basis.shape}")
+        bases.append(torch.from_numpy(basis.astype(np.float32).reshape(len(mean), 3, width)).permute(2, 0, 1).contiguous())
+    triangles = array(path, content, "tri").reshape(-1, 3).astype(np.int64) - first_row
+    landmarks = array(path, content, "keypoints").reshape(-1).astype(np.int64) - first_row
+    for key, rows in (("tri", triangles), ("keypoints", landmarks)):
+        if rows.min() < 0 or rows.max() >= len(mean):
+            raise InputError(f"{path}: '{key}': expected rows {first_row} to {len(mean) - 1 + first_row}, found {rows.min() + first_row} to "
+                             f"{rows.max() + first_row}")
+    try:
+        corners, weights = vertex_landmarks(landmarks)
+    except InputError as error:
+        raise InputError(f"{path}: 'keypoints': {error}") from error
+    return FaceModel(
+        name=name, mean=torch.from_numpy(mean - mean.mean(axis=0)), identity=bases[0], expression=bases[1], triangles=torch.from_numpy(triangles),
+        landmark_corners=corners, landmark_weights=weights, identity_spread=torch.ones(identity_count),
+        expression_spread=torch.full((expression_count,), expression_spread), bounded=torch.full((expression_count,), bounded),
+    )

@@ -1,0 +1,314 @@
+"""Fitting: what is fitted to clean, disturbed, missing and single views; equations against numbers; files whole or as they were."""
+
+import dataclasses
+import json
+import shutil
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.fit import CONDITIONS, Condition, compare, detect, measure, perform, timed_fit
+from lib.datasets.layout import CaptureFolder
+from lib.errors import InputError
+from lib.face_models.ict import read_ict
+from lib.face_models.offsets import smooth_offsets
+from preprocess import fit_3dmm
+from preprocess.fit_head import fit_head
+from preprocess.fit_observations import SIZE, pull, read_observations, visibility
+from preprocess.fit_report import landmarks_in_world, make_report
+from preprocess.fit_solver import Estimate, FitConfig, Problem
+from preprocess.fit_start import similarity, triangulate
+from tests.tiny import CAMERAS, FRAMES
+from tests.tiny import SIZE as TINY_SIZE
+
+FIVE = (1, 4, 7, 10, 14)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return read_ict()
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return perform("ict_1", 5)
+
+
+@pytest.fixture
+def subject(made, tmp_path):
+    """The tiny subject with perfect detections and without the truth."""
+    root = tmp_path / "demo"
+    shutil.copytree(made.subject, root, ignore=shutil.ignore_patterns("params", "expressionless", "driver"))
+    was, folder = CaptureFolder(made.subject), CaptureFolder(root)
+    for frame in was.frames():
+        landmarks = was.read_control_points(frame).points[:66].numpy()
+        landmarks = np.insert(landmarks, [48, 53], landmarks[48], axis=0)
+        for camera in CAMERAS:
+            extrinsic, intrinsic = (value.numpy() for value in was.read_camera(frame, camera))
+            pixels = (landmarks @ extrinsic[:, :3].T + extrinsic[:, 3]) @ intrinsic.T
+            path = folder.detections_path(frame, camera)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.concatenate([pixels[:, :2] / pixels[:, 2:], np.ones((68, 1))], axis=1).astype(np.float32))
+    return root
+
+
+def command(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["fit_3dmm", *map(str, words)])
+    fit_3dmm.main()
+
+
+def test_a_subject_gets_the_parameters_it_was_made_with(made, subject, tmp_path, monkeypatch, capsys):
+    command(monkeypatch, subject, "--results", tmp_path / "results", "least_noise=0.5")
+    was, now = CaptureFolder(made.subject), CaptureFolder(subject)
+    for frame in was.frames():
+        apart = (now.read_control_points(frame).points[:66] - was.read_control_points(frame).points[:66]).norm(dim=1)
+        assert float(apart.mean()) < 0.0005  # metres
+        params = now.read_params(frame)
+        assert len(params.expression) == 55 and params.scale_shape == (1,)
+        assert np.load(now.vertices_path(frame)).shape == (9409, 3)
+        assert np.load(now.params_path(frame))["id_coeff"].shape[0] == 1
+    assert json.loads((subject / "params" / "fit.json").read_text())["complete"] is True
+    assert not list(subject.rglob("*.fitted")) and not list(subject.rglob("*.partial"))
+    report = json.loads((tmp_path / "results" / "demo" / "report.json").read_text())
+    assert report["overall"]["median_px"] < 1.0 and report["outliers"] == {"frames": [], "cameras": [], "frames_without_detections": []}
+    assert set(report["cameras"]) == {path.stem.removeprefix("camera_") for path in (subject / "cameras" / was.frames()[0]).iterdir()}
+    assert len(report["frames"]) == FRAMES and report["made_with"]["model"] == "ict"
+    assert cv2.imread(str(tmp_path / "results" / "demo" / "overlays.png")).std() > 10
+    assert "scale 0.1" in capsys.readouterr().out
+
+
+def test_parameters_place_the_vertices(subject, tmp_path, monkeypatch, model):
+    """What is written of a frame belongs together: without an offset, coefficients and pose give vertices and landmarks."""
+    from lib.geometry.head_pose import HeadPose
+
+    command(monkeypatch, subject, "--results", tmp_path / "results", "offset=0")
+    folder = CaptureFolder(subject)
+    frame = folder.frames()[2]
+    params, identity = folder.read_params(frame), torch.from_numpy(np.load(folder.params_path(frame))["id_coeff"][0])
+    world = HeadPose(params.pose, params.scale).to_world(model.vertices(identity, params.expression))
+    np.testing.assert_allclose(np.load(folder.vertices_path(frame)), world[:9409], atol=1e-5)
+    np.testing.assert_allclose(np.load(folder.landmarks_path(frame)), model.landmarks(world), atol=1e-5)
+
+
+def test_a_failing_disk_leaves_the_old_parameters(made, subject, tmp_path, monkeypatch):
+    shutil.copytree(made.subject / "params", subject / "params")
+    before = {path: path.read_bytes() for path in (subject / "params").rglob("*.np*")}
+    write, calls = fit_3dmm.write_whole, []
+
+    def full(path, data):
+        calls.append(path)
+        if len(calls) == 8:
+            raise InputError(f"{path}: cannot be written")
+        write(path, data)
+
+    monkeypatch.setattr(fit_3dmm, "write_whole", full)
+    with pytest.raises(InputError, match="cannot be written"):
+        command(monkeypatch, subject, "--results", tmp_path / "results")
+    assert {path: path.read_bytes() for path in (subject / "params").rglob("*") if path.is_file()} == before
+
+
+def test_missing_input_is_told(made, subject, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="unknown key; did you mean 'offset'"):
+        command(monkeypatch, subject, "offst=1")
+    with pytest.raises(InputError, match="landmarks: no frame has 2D landmarks"):
+        shutil.copytree(made.subject, tmp_path / "bare")
+        command(monkeypatch, tmp_path / "bare")
+    frame = CaptureFolder(subject).frames()[0]
+    np.save(CaptureFolder(subject).detections_path(frame, CAMERAS[0]), np.full((68, 3), np.nan, np.float32))
+    with pytest.raises(InputError, match="NaN"):
+        command(monkeypatch, subject)
+    shutil.rmtree(subject / "cameras")
+    with pytest.raises(InputError, match="cameras: no frame has a camera_"):
+        command(monkeypatch, subject)
+
+
+def test_pictures_that_are_not_square_are_told(subject, monkeypatch):
+    for path in (subject / "images").rglob("image_*.jpg"):
+        cv2.imwrite(str(path), np.zeros((TINY_SIZE, TINY_SIZE // 2, 3), np.uint8))
+    with pytest.raises(InputError, match="expected a square picture, found 32 x 64"):
+        command(monkeypatch, subject)
+
+
+def test_landmarks_of_smaller_pictures_count_in_their_size(subject):
+    folder = CaptureFolder(subject)
+    frames = folder.frames()
+    (subject / "landmarks" / "detector.json").write_text(json.dumps({"size": TINY_SIZE, "detector": "a"}))
+    seen = read_observations(folder, frames, list(CAMERAS), TINY_SIZE)
+    (subject / "landmarks" / "detector.json").write_text(json.dumps({"size": 2 * TINY_SIZE, "detector": "a"}))
+    halved = read_observations(folder, frames, list(CAMERAS), TINY_SIZE)
+    torch.testing.assert_close(halved.pixels, seen.pixels / 2.0)
+    torch.testing.assert_close(halved.camera.intrinsics, seen.camera.intrinsics)
+    assert float(seen.camera.intrinsics[0, 0, 0, 0]) > 3.0 * SIZE and bool((seen.scores == 1.0).all())
+
+
+def test_noise_and_outliers_are_seen_through(model, truth):
+    condition = dataclasses.replace(CONDITIONS["noisy"], cameras=FIVE)
+    detected = detect(truth, condition, seed=3)
+    figures = compare(*timed_fit(model, detected.seen, FitConfig()), truth, detected)
+    assert figures["px_to_truth"]["median"] < 1.5
+    assert figures["aligned"]["rotation_deg"]["median"] < 1.0 and figures["aligned"]["translation_percent"]["median"] < 1.0
+
+
+def test_one_camera_gives_the_pose_at_a_chosen_scale(model, truth):
+    detected = detect(truth, Condition(0.5, 0.1, (7,)), seed=0)
+    fit, seconds = timed_fit(model, detected.seen, FitConfig(one_view_scale=0.2))
+    assert not fit.scale_is_seen and float(fit.head.scale[0]) == pytest.approx(0.2, rel=1e-3)
+    figures = compare(fit, seconds, truth, detected)
+    assert figures["px_to_truth"]["median"] < 1.5 and figures["aligned"]["rotation_deg"]["median"] < 3.0
+    # Twice as large, it is twice as far.
+    camera = detected.seen.centers[0, 0]
+    far = (fit.head.pose[:, 3:] - camera).norm(dim=1) / (truth.head.pose[:, 3:] - camera).norm(dim=1)
+    assert float(far.mean()) == pytest.approx(2.0, rel=0.1)
+
+
+def test_frames_seen_by_one_or_by_no_camera(model, truth):
+    detected = detect(truth, Condition(0.5, 0.0, FIVE), seed=0)
+    scores = detected.seen.scores.clone()
+    scores[1, :2], scores[1, 3:], scores[3] = 0.0, 0.0, 0.0
+    seen = dataclasses.replace(detected.seen, scores=scores)
+    times = torch.tensor([0.0, 1.0, 2.0, 2.4, 3.0], dtype=torch.float64)
+    fit = fit_head(model, seen, times, FitConfig())
+    assert fit.seen.tolist() == [True, True, True, False, True]
+    apart = (landmarks_in_world(fit) - truth.landmarks).norm(dim=-1).mean(dim=1)
+    assert float(apart[[0, 2, 4]].max()) < 0.001 and float(apart[1]) < 0.01
+    torch.testing.assert_close(fit.head.pose[3], fit.head.pose[2])  # the nearest in time
+    report = make_report(fit, seen, list("abcde"), [str(k) for k in FIVE], FitConfig())
+    assert report.unseen == ["d"] and report.frames["d"].detections == 0
+
+
+def test_nothing_usable_is_told(model, truth):
+    detected = detect(truth, Condition(0.0, 1.0, (3, 9)), seed=0)
+    with pytest.raises(InputError, match="no frame has enough landmarks"):
+        fit_head(model, detected.seen, torch.arange(5.0).double(), FitConfig())
+
+
+def test_a_camera_that_is_off_stands_out(model, truth):
+    detected = detect(truth, Condition(0.3, 0.0, FIVE), seed=0)
+    pixels = detected.seen.pixels.clone()
+    pixels[:, 2, :, 0] += 25.0
+    seen = dataclasses.replace(detected.seen, pixels=pixels)
+    fit, _ = timed_fit(model, seen, FitConfig())
+    report = make_report(fit, seen, list("abcde"), [str(k) for k in FIVE], FitConfig())
+    assert report.outlying_cameras() == [str(FIVE[2])] and report.shifts[str(FIVE[2])][0] > 15.0  # the others feel some of it
+
+
+def test_close_frames_are_tied(model, truth):
+    """A head that holds still trembles less when frames are known to follow one another."""
+    still = dataclasses.replace(truth, landmarks=truth.landmarks[:1].expand(3, -1, -1))
+    config = FitConfig(offset=0.0, rotation_rate=0.02, translation_rate=0.02, expression_rate=0.02)
+    seen = detect(still, Condition(2.0, 0.0, (4, 10)), seed=0).seen
+    shake = []
+    for period in (1e6, 0.005):
+        fit = fit_head(model, seen, period * torch.arange(3, dtype=torch.float64), config)
+        shake.append(float(fit.head.pose.std(dim=0).norm()))
+    assert shake[1] < 0.3 * shake[0]
+
+
+def test_offsets_of_a_person_are_in_vertices_and_landmarks(model):
+    """Lee Perry-Smith is not in the model: with the offset his landmarks are met, without they are not."""
+    person = perform("lee_perry_smith", 5)
+    detected = detect(person, Condition(0.0, 0.0, FIVE), seed=0)
+    without, with_offset = (compare(*timed_fit(model, detected.seen, FitConfig(offset=offset)), person, detected)["px_to_truth"]["median"]
+                            for offset in (0.0, 0.03))
+    assert with_offset < 0.3 < without
+
+
+@pytest.mark.parametrize("outliers", [0.0, 0.3])
+def test_triangulation_finds_the_points(truth, outliers):
+    detected = detect(truth, Condition(0.0, outliers, tuple(range(0, 16, 2))), seed=1)
+    points, trust = triangulate(detected.seen)
+    assert bool((trust >= 2).float().mean() > 0.99)
+    assert float((points - truth.landmarks).norm(dim=-1)[trust >= 2].quantile(0.99)) < (1e-9 if outliers == 0 else 2e-3)
+
+
+def test_similarity_is_recovered_and_mirrors_are_not_made():
+    generator = torch.Generator().manual_seed(0)
+    source = torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    rotation = torch.linalg.qr(torch.randn(4, 3, 3, generator=generator, dtype=torch.float64))[0]
+    rotation = rotation * torch.linalg.det(rotation)[:, None, None]
+    target = 3.0 * source @ rotation.transpose(1, 2) + torch.tensor([1.0, -2.0, 5.0], dtype=torch.float64)
+    scales, found, translation = similarity(source, target, torch.rand(4, 20, generator=generator, dtype=torch.float64))
+    torch.testing.assert_close(scales, torch.full((4,), 3.0, dtype=torch.float64))
+    torch.testing.assert_close(found, rotation)
+    mirror = torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)
+    mirrored = similarity(source, source[None] * mirror, torch.ones(1, 20, dtype=torch.float64))
+    assert float(torch.linalg.det(mirrored[1])[0]) == pytest.approx(1.0)
+
+
+def test_slopes_are_those_of_the_cost(model, truth):
+    wide = model.widened(smooth_offsets(model, 0.03, 0.3)[:4])
+    face = wide.part(wide.landmark_corners.unique()).double()
+    detected = detect(truth, Condition(2.0, 0.2, FIVE), seed=0)
+    seen = detected.seen.in_world(0.1, torch.zeros(3, dtype=torch.float64))
+    config = FitConfig(smooth_gap=1.0, rotation_rate=0.05, expression_rate=0.3)
+    problem = Problem(face, seen, torch.full((4,), 0.5, dtype=torch.float64), config, scale_is_seen=True)
+    generator = torch.Generator().manual_seed(0)
+    head = truth.head
+    estimate = Estimate(
+        0.1 * torch.randn(face.identity_count, generator=generator, dtype=torch.float64), torch.tensor(1.1, dtype=torch.float64),
+        truth.expression + 0.2 * torch.randn(5, 55, generator=generator, dtype=torch.float64),
+        head.rotation()[:1].expand(5, -1, -1), 10.0 * head.pose[:, 3:])
+    trust = problem.trust(estimate)
+    equations = problem.equations(estimate, trust, noise=2.0, width=3.0)
+    for part in range(6):
+        shared, frames = torch.zeros(face.identity_count + 1, dtype=torch.float64), torch.zeros(5, 61, dtype=torch.float64)
+        direction = torch.randn(400, generator=generator, dtype=torch.float64)
+        for target in [(shared[:-1],), (shared[-1:],), (frames[:, :55],), (frames[:, 55:58],), (frames[:, 58:],), (shared, frames)][part]:
+            target.copy_(direction[:target.numel()].reshape(target.shape))
+        step = 1e-6
+        costs = [problem.cost(estimate.moved(sign * step * shared, sign * step * frames), trust, 2.0, 3.0) for sign in (1, -1)]
+        slope = 2.0 * ((equations.shared_slope * shared).sum() + (equations.frames_slope * frames).sum())
+        assert (costs[0] - costs[1]) / (2 * step) == pytest.approx(float(slope), rel=1e-4)
+
+
+def test_a_step_solves_the_whole_system(model, truth):
+    """Frames eliminated and put back give what one large matrix gives."""
+    face = model.part(model.landmark_corners.unique()).double()
+    seen = detect(truth, Condition(1.0, 0.0, FIVE), seed=0).seen.in_world(0.1, torch.zeros(3, dtype=torch.float64))
+    problem = Problem(face, seen, torch.full((4,), torch.inf, dtype=torch.float64), FitConfig(), scale_is_seen=True)
+    estimate = Estimate(torch.zeros(face.identity_count, dtype=torch.float64), torch.ones((), dtype=torch.float64), truth.expression,
+                        truth.head.rotation(), 10.0 * truth.head.pose[:, 3:])
+    equations = problem.equations(estimate, problem.trust(estimate), 1.0, 3.0)
+    shared, own = len(equations.shared), equations.frames.shape[1]
+    whole = torch.zeros(shared + 5 * own, shared + 5 * own, dtype=torch.float64)
+    whole[:shared, :shared] = equations.shared
+    for frame in range(5):
+        rows = slice(shared + frame * own, shared + (frame + 1) * own)
+        whole[:shared, rows], whole[rows, :shared], whole[rows, rows] = equations.mixed[frame], equations.mixed[frame].T, equations.frames[frame]
+    whole = whole + 0.1 * torch.diag(whole.diagonal() + 1e-9)
+    expected = -torch.linalg.solve(whole, torch.cat([equations.shared_slope, equations.frames_slope.flatten()]))
+    step = torch.cat([part.flatten() for part in equations.step(0.1)])
+    torch.testing.assert_close(step, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_slopes_of_projection_are_those_of_autograd(truth):
+    seen = detect(truth, Condition(0.0, 0.0, (2,)), seed=0)
+    points = truth.landmarks[:1, :2]
+    jacobian = torch.autograd.functional.jacobian(lambda p: pull(p, seen.seen.projection[:1], seen.pixels[:1, :, :2]).residuals, points)
+    pulled = pull(points, seen.seen.projection[:1], seen.pixels[:1, :, :2])
+    assert float(pulled.residuals.abs().max()) < 1e-9
+    for point in range(2):
+        torch.testing.assert_close(pulled.slopes[0, 0, point], jacobian[0, 0, point, :, 0, point])
+
+
+@pytest.mark.parametrize("yaw, jaw, nose, far_eye", [(0.0, 1.0, 1.0, 1.0), (60.0, 0.0, 1.0, 0.0), (-90.0, 0.0, 0.25, 1.0), (180.0, 0.0, 0.0, 0.0)])
+def test_visibility(model, yaw, jaw, nose, far_eye):
+    """The camera goes to the left of the head (+x) with the angle; the right eye is then on the far side."""
+    face = model.landmarks(model.mean).double()
+    angle = torch.deg2rad(torch.tensor(yaw, dtype=torch.float64))
+    center = 10.0 * torch.stack([angle.sin(), torch.zeros_like(angle), angle.cos()])
+    weight = visibility(face, torch.eye(3, dtype=torch.float64)[None], torch.zeros(1, 3, dtype=torch.float64), center[None, None], (20.0, 45.0),
+                        (60.0, 100.0))[0, 0]
+    assert bool((weight[:17] == jaw).all()) and float(weight[30]) == pytest.approx(nose, abs=0.05)
+    right_eye = int(torch.arange(66)[36:48][face[36:48, 0].argmin()])
+    assert float(weight[right_eye]) == pytest.approx(far_eye, abs=0.05)
+
+
+def test_benchmark_in_small():
+    figures = measure(["ict_1"], frames=5, similarities=2)
+    assert figures["similarities"]["recovered"] == 2
+    assert figures["ict_1"]["clean"]["px_to_truth"]["median"] < 0.5 and figures["ict_1"]["noisy"]["px_to_truth"]["median"] < 1.0
+    assert figures["ict_1"]["noisy"]["aligned"]["rotation_deg"]["median"] < 0.5
