@@ -14,11 +14,12 @@ from lib.geometry.camera import Camera
 
 # From the side a detector puts the jaw line on the visible outline, which is no point of the model.
 INNER_ROWS = slice(JAW_ROWS.stop, LANDMARK_COUNT)
+LEAST_SCORE = 0.5  # of the median of all scores: what a detector is less sure of (hidden by the nose, say) is not compared
 
 
 @dataclass(frozen=True)
 class Detections:
-    """F frames and C cameras; N landmarks without the jaw line. `found` in pixels of `size` x `size` pictures, NaN where nothing was found."""
+    """F frames and C cameras; N landmarks without the jaw line. `found` in pixels of `size` x `size` pictures, NaN where none is sure."""
 
     frames: tuple[str, ...]
     cameras: tuple[str, ...]
@@ -31,7 +32,7 @@ class Detections:
     @property
     def pictures(self) -> int:
         """How many pictures have detections."""
-        return int((~self.found[:, :, 0, 0].isnan()).sum())
+        return int((~self.found[..., 0].isnan()).any(dim=-1).sum())
 
     def of_cameras(self, cameras: list[str]) -> "Detections":
         """Only these cameras."""
@@ -54,7 +55,7 @@ class Detections:
 def read_detections(capture: HeadCapture) -> tuple[Detections | None, list[str]]:
     """All detections of a capture in pixels of its original resolution; and a line for each file that cannot be read."""
     size = capture.config.original_resolution
-    found: dict[Picture, Float[Tensor, "66 2"]] = {}
+    found: dict[Picture, Float[Tensor, "66 3"]] = {}
     problems = []
     for picture in (Picture(frame, camera) for frame in capture.frames for camera in capture.camera_ids):
         try:
@@ -63,10 +64,13 @@ def read_detections(capture: HeadCapture) -> tuple[Detections | None, list[str]]
             problems.append(str(error))
         else:
             if detected is not None:
-                found[picture] = detected[:, :2]
+                found[picture] = detected
     if not found:
         return None, problems
-    reach = max(float(detected.max()) for detected in found.values())
+    reach = max(float(detected[:, :2].max()) for detected in found.values())
+    least = LEAST_SCORE * float(torch.cat([detected[:, 2] for detected in found.values()]).median())
+    sure = {picture: torch.where(detected[:, 2:] >= least, detected[:, :2], torch.nan) for picture, detected in found.items()}
+    found = {picture: points for picture, points in sure.items() if not bool(points[INNER_ROWS].isnan().all())}
     detector_size = capture.folder.detection_size(size, reach)
     print(f"2D landmarks of {len(found)} pictures reach to {reach:.0f} px: taken as detected in pictures of {detector_size} x {detector_size}")
     frames = [frame for frame in capture.frames if any(Picture(frame, camera) in found for camera in capture.camera_ids)]

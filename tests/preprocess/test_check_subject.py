@@ -134,6 +134,18 @@ def test_detections_of_a_smaller_picture_that_says_its_size_agree(copy, look):
         look(copy)
 
 
+def test_points_that_a_detector_is_not_sure_of_are_not_compared(copy, look):
+    write_detections(copy, SIZE)
+    for number, path in enumerate(sorted((copy / "landmarks").rglob("lmk_*.npy"))):
+        points = np.load(path)
+        points[20:40] += [30.0, -20.0, -0.9]
+        if number == 0:
+            points[:, 2] = 0.1
+        np.save(path, points)
+    said = look(copy)
+    assert said.count("0.0 px from those of 7 detections") == 2 and said.count("0.0 px from those of 6 detections") == 1
+
+
 def test_a_shifted_principal_point_is_found_by_detections(copy, look):
     write_detections(copy, SIZE)
     shift(copy, USED[1], SHIFT)
