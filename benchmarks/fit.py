@@ -30,10 +30,10 @@ from lib.training.runtime import run
 from preprocess.demo_head import DemoHead
 from preprocess.demo_performance import SEQUENCES, Performance
 from preprocess.demo_subject import FRAME_PERIOD_S, rig
+from preprocess.fit_config import FitConfig
 from preprocess.fit_head import HeadFit, fit_head
 from preprocess.fit_observations import SIZE, Observations, pull
 from preprocess.fit_report import landmarks_in_world
-from preprocess.fit_solver import FitConfig
 from preprocess.fit_start import similarity
 
 HEADS = ("lee_perry_smith", "ict_1", "makehuman")

@@ -2,6 +2,7 @@
 
     python -m preprocess.fit_3dmm SUBJECT                         the shipped ICT head model
     python -m preprocess.fit_3dmm SUBJECT --model flame           from assets/face_models/ (bfm, flame, faceverse)
+    python -m preprocess.fit_3dmm SUBJECT --silhouettes           also draws the outline of the face to that of the mattes
     python -m preprocess.fit_3dmm SUBJECT offset=0 kernel=2       keys of the priors (FitConfig); --config FILE reads them from YAML
 
 Reads cameras/ and landmarks/, writes params/<frame>/{params.npz,lmk_3d.npy,vertices.npy} of all frames, or of none: params/fit.json says
@@ -30,11 +31,12 @@ from lib.errors import InputError
 from lib.face_models.library import MODELS, read_model
 from lib.files import write_whole
 from lib.training.runtime import is_terminal, run
+from preprocess.fit_config import FitConfig
 from preprocess.fit_head import HeadFit, fit_head
 from preprocess.fit_observations import read_observations
+from preprocess.fit_outline import read_mattes
 from preprocess.fit_report import as_json, make_report, print_report
 from preprocess.fit_sheet import draw_curve, draw_overlays
-from preprocess.fit_solver import FitConfig
 
 NO_NEIGHBOURS = 1e6  # seconds between frames of different sequences, and between all where frames.json does not tell times
 
@@ -47,14 +49,16 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path(os.devnull), metavar="FILE", help="YAML file with such keys")
     parser.add_argument("--model", default="ict", choices=sorted(MODELS), help="face model (default: %(default)s)")
     parser.add_argument("--model-file", type=Path, help="its file, where that is not the usual one in assets/face_models/")
+    parser.add_argument("--silhouettes", action="store_true", help="second pass that uses the mattes of some frames")
     parser.add_argument("--results", type=Path, default=Path("results") / "fit",
                         help="report and pictures go to <results>/<subject> (default: %(default)s)")
     options = parser.parse_intermixed_args()
     config = read_config(Arguments(options.config, tuple(options.words)), FitConfig)
-    fit_subject(options.subject, options.model, options.model_file, config, options.results / options.subject.resolve().name)
+    fit_subject(options.subject, options.model, options.model_file, config, options.silhouettes,
+                options.results / options.subject.resolve().name)
 
 
-def fit_subject(root: Path, model_name: str, model_file: Path | None, config: FitConfig, results: Path) -> HeadFit:
+def fit_subject(root: Path, model_name: str, model_file: Path | None, config: FitConfig, silhouettes: bool, results: Path) -> HeadFit:
     """Reads, fits, writes, reports. Raises InputError for whatever is missing or makes no sense; nothing is then written."""
     folder = CaptureFolder(root)
     frames = folder.frames()
@@ -64,9 +68,11 @@ def fit_subject(root: Path, model_name: str, model_file: Path | None, config: Fi
     print(f"{root}: {len(frames)} frames x {len(cameras)} cameras, landmarks found in {int((seen.scores > 0).any(dim=2).sum())} pictures; "
           f"{model_name}: {model.identity_count} identity and {model.expression_count} expression coefficients")
     began = time.perf_counter()
-    fit = fit_head(model, seen, frame_times(folder, frames), config)
+    mattes = (lambda chosen: read_mattes(folder, [frames[f] for f in chosen], cameras)) if silhouettes else None
+    fit = fit_head(model, seen, frame_times(folder, frames), config, mattes)
     print(f"fitted in {time.perf_counter() - began:.1f} s")
-    made_with = {"model": model_name, "frames": str(len(frames)), "cameras": ", ".join(cameras), "config": config.model_dump_json()}
+    made_with = {"model": model_name, "frames": str(len(frames)), "cameras": ", ".join(cameras), "silhouettes": str(silhouettes),
+                 "config": config.model_dump_json()}
     write_params(folder, frames, fit, made_with)
     report = make_report(fit, seen, frames, cameras, config)
     print_report(report, fit)

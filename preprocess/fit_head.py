@@ -1,19 +1,26 @@
 """One head in all frames: from detections and a face model to coefficients, poses, landmarks and vertices of every frame."""
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import roma
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lib.datasets.sampler import spread
 from lib.errors import InputError, NumericalError
 from lib.face_models.contract import FaceModel
 from lib.face_models.offsets import smooth_offsets
 from lib.geometry.head_pose import HeadPose
+from preprocess.fit_config import FitConfig
 from preprocess.fit_observations import Observations
-from preprocess.fit_solver import Estimate, FitConfig, Problem, solve
+from preprocess.fit_outline import Mattes, find_outline
+from preprocess.fit_solver import Estimate, Problem, Solution, descend, solve
 from preprocess.fit_start import find_start
+
+OUTLINE_ROUNDS, OUTLINE_STEPS = 5, 3  # which vertices are the outline depends on the fit
 
 
 @dataclass(frozen=True)
@@ -40,12 +47,15 @@ class HeadFit:
         return self.model.landmarks(torch.tensordot(self.identity[own].to(self.model.mean), self.model.identity[own], 1))
 
 
-def fit_head(model: FaceModel, seen: Observations, times: Float[Tensor, "F"], config: FitConfig) -> HeadFit:
-    """`times`: seconds; frames that are no neighbours are far apart.
+def fit_head(
+    model: FaceModel, seen: Observations, times: Float[Tensor, "F"], config: FitConfig, read_mattes: Callable[[list[int]], Mattes] | None = None
+) -> HeadFit:
+    """`times`: seconds; frames that are no neighbours are far apart. `read_mattes` gives those of some frames; without it landmarks decide alone.
 
     Raises InputError where no frame can be placed, NumericalError where the solution is not finite.
     """
-    wide = model.widened(smooth_offsets(model, config.offset, config.offset_radius)) if config.offset > 0 else model
+    further = 0 if read_mattes is None else config.outline_points
+    wide = model.widened(smooth_offsets(model, config.offset, config.offset_radius, further)) if config.offset > 0 else model
     corners = wide.landmark_corners.unique()
     face = wide.part(corners).double()
     start = find_start(seen, face.landmarks(face.mean), config.one_view_scale)
@@ -65,6 +75,9 @@ def fit_head(model: FaceModel, seen: Observations, times: Float[Tensor, "F"], co
     problem = Problem(face, nearby, times[known].diff(), config, start.scale_is_seen)
     solution = solve(problem, first)
     estimate = solution.estimate
+    if read_mattes is not None:
+        chosen = torch.tensor(spread(list(range(len(known))), config.outline_frames))
+        estimate = meet_outlines(wide, problem, solution, chosen, read_mattes(known[chosen].tolist()))
     if not bool(torch.isfinite(problem.points(estimate)).all()):
         raise NumericalError("the fit is not finite; look at the detections of the frames")
 
@@ -74,3 +87,20 @@ def fit_head(model: FaceModel, seen: Observations, times: Float[Tensor, "F"], co
     scale = (estimate.scale * start.scale).expand(len(pose), 1)
     return HeadFit(wide, estimate.identity, model.identity_count, estimate.expression[nearest], HeadPose(pose, scale), start.known,
                    solution.noise, start.scale_is_seen)
+
+
+def meet_outlines(model: FaceModel, problem: Problem, solution: Solution, frames: Int[Tensor, "B"], mattes: Mattes) -> Estimate:
+    """All frames once more, with the outline of the face drawn to the edges of the mattes of `frames`."""
+    estimate, seen, config = solution.estimate, problem.seen.frames(frames), problem.config
+    own = seen.projection, seen.centers
+    for _ in range(OUTLINE_ROUNDS):
+        canonical = torch.stack([model.vertices(estimate.identity.to(model.mean), estimate.expression[frame].to(model.mean)) for frame in frames])
+        world = dataclasses.replace(estimate, rotation=estimate.rotation[frames], translation=estimate.translation[frames]).place(canonical.double())
+        outline = find_outline(model, world, frames, mattes, *own, config.outline_weight)
+        # Only the vertices that are asked for, in double precision.
+        rows, places = torch.cat([outline.vertices.reshape(-1), model.landmark_corners.reshape(-1)]).unique(return_inverse=True)
+        part = model.part(rows).double()
+        outline = dataclasses.replace(outline, vertices=places[:outline.vertices.numel()].reshape(outline.vertices.shape))
+        nearby = Problem(part, problem.seen, problem.gaps, config.model_copy(update={"steps": OUTLINE_STEPS}), problem.scale_is_seen, outline)
+        estimate = descend(nearby, estimate, problem.trust(estimate), solution.noise, config.kernel)
+    return estimate

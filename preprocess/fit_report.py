@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lib.geometry.head_pose import HeadPose
+from preprocess.fit_config import FitConfig
 from preprocess.fit_head import HeadFit
 from preprocess.fit_observations import Observations, pull, visibility
-from preprocess.fit_solver import FitConfig
 
 TRUSTED = 0.5  # score times visibility from which a detection is part of the figures
 OUTLIER_FACTOR, OUTLIER_PX = 2.5, 3.0  # a frame or camera stands out where its median is so many times that of all, and so large

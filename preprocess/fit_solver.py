@@ -5,45 +5,25 @@ from the shared unknowns (Schur complement), so that a step costs little more th
 """
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import roma
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
-from lib.config import Config
-from lib.face_models.contract import FaceModel
+from lib.face_models.contract import FaceModel, Linearization
 from lib.geometry.rotations import skew
+from preprocess.fit_config import FitConfig
 from preprocess.fit_observations import Observations, pull, visibility
+from preprocess.fit_outline import Outline
 from preprocess.fit_start import geman_mcclure
 
 KERNELS = (4.0, 2.0, 1.0)  # widths of the robust kernel, in turn, as multiples of the last one
 FRAMES_AT_ONCE = 64
 LEAST_GAIN = 1e-5  # relative, of the cost in a step: below, a kernel is done
 POSE = 6
-
-
-class FitConfig(Config):
-    """What is known of heads and detectors beforehand. Pixels are those of pictures of 512²."""
-
-    least_noise: float = Field(1.0, gt=0, description="pixels: detections are never trusted more than this standard deviation")
-    kernel: float = Field(3.0, gt=0, description="standard deviations at which a detection counts a quarter")
-    jaw_yaw: tuple[float, float] = Field((20.0, 45.0), description="degrees from the front: jaw line counts fully, not at all")
-    side_yaw: tuple[float, float] = Field((60.0, 100.0), description="degrees from facing the camera: a landmark counts fully, not at all")
-    identity: float = Field(1.0, gt=0, description="how far people are from the mean, in standard deviations of the face model")
-    size: float = Field(0.005, gt=0, description="relative: how far identity may change the size of the face, which is for `scale` to say")
-    expression: float = Field(1.0, gt=0, description="how strong expressions are, in standard deviations of the face model")
-    bound: float = Field(0.05, gt=0, description="by how much a coefficient that means something in [0,1] may leave it")
-    offset: float = Field(0.03, ge=0, description="canonical units: standard deviation of what the model cannot say of a face; 0 is without")
-    offset_radius: float = Field(0.3, gt=0, description="canonical units over which such offsets are alike")
-    expression_rate: float = Field(2.0, gt=0, description="change of a coefficient within a second, in its standard deviations")
-    rotation_rate: float = Field(2.0, gt=0, description="radians within a second")
-    translation_rate: float = Field(2.0, gt=0, description="canonical units within a second")
-    smooth_gap: float = Field(0.1, ge=0, description="seconds: frames of a sequence further apart are not tied to each other")
-    one_view_scale: float = Field(0.1, gt=0, description="world units per canonical unit where no two cameras see a head, so that size is free")
-    steps: int = Field(25, ge=1, description="largest number of steps per kernel; there are three")
 
 
 @dataclass(frozen=True)
@@ -100,8 +80,12 @@ class Problem:
     `gaps`: seconds between neighbouring frames.
     """
 
-    def __init__(self, model: FaceModel, seen: Observations, gaps: Float[Tensor, "F-1"], config: FitConfig, scale_is_seen: bool) -> None:
-        self.model, self.seen, self.config = model, seen, config
+    def __init__(
+        self, model: FaceModel, seen: Observations, gaps: Float[Tensor, "F-1"], config: FitConfig, scale_is_seen: bool,
+        outline: Outline | None = None,
+    ) -> None:
+        self.model, self.seen, self.gaps, self.config, self.outline = model, seen, gaps, config, outline
+        self.scale_is_seen = scale_is_seen
         self.scale_prior = 1e-6 if scale_is_seen else 1e12  # of the logarithm
         self.identity_prior = (config.identity * model.identity_spread) ** -2
         self.expression_prior = (config.expression * model.expression_spread) ** -2
@@ -135,7 +119,10 @@ class Problem:
         priors = [(estimate.identity.square() * self.identity_prior).sum(), (estimate.identity @ self.growth).square(),
                   (estimate.expression.square() * self.expression_prior).sum(),
                   outside.square().sum(), self.scale_prior * estimate.scale.log().square(), (self.ties[1:] * ahead.square()).sum()]
-        return float(robust + sum(priors))
+        outlines = [] if self.outline is None else [
+            self.outline.equations(place.place(self.model.linearize(place.identity, place.expression, self.outline.vertices[b]).points), b)[2]
+            for b, place in self._outlined(estimate)]
+        return float(robust + sum(priors) + sum(outlines))
 
     def equations(self, estimate: Estimate, trust: Float[Tensor, "F C 66"], noise: float, width: float) -> _Equations:
         """Gauss-Newton, with the robust kernel as weights."""
@@ -145,6 +132,13 @@ class Problem:
             parts.append(self._observed(_frames(estimate, rows), self.seen.frames(rows), trust[rows], noise, width))
         curvature_shared, slope_shared = sum(part[0] for part in parts), sum(part[1] for part in parts)
         mixed, frames, slopes = (torch.cat([part[k] for part in parts]) for k in (2, 3, 4))
+        for b, place in self._outlined(estimate):
+            line = self.model.linearize(place.identity, place.expression, self.outline.vertices[b])
+            curvature, slope, _ = self.outline.equations(place.place(line.points), b)
+            frame = int(self.outline.frames[b])
+            added = _equations_of(place, line, curvature, slope)
+            curvature_shared, slope_shared = curvature_shared + added[0], slope_shared + added[1]
+            mixed[frame], frames[frame], slopes[frame] = mixed[frame] + added[2][0], frames[frame] + added[3][0], slopes[frame] + added[4][0]
 
         shared_prior = torch.cat([self.identity_prior, self.identity_prior.new_tensor([self.scale_prior])])
         shared_now = torch.cat([estimate.identity, estimate.scale.log()[None]])
@@ -171,23 +165,14 @@ class Problem:
         self, estimate: Estimate, seen: Observations, trust: Float[Tensor, "B C 66"], noise: float, width: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         line = self.model.linearize_landmarks(estimate.identity, estimate.expression)
-        turned = estimate.scale * line.points @ estimate.rotation.transpose(1, 2)
-        pulled = pull(turned + estimate.translation[:, None], seen.projection, seen.pixels)
+        pulled = pull(estimate.place(line.points), seen.projection, seen.pixels)
         squared = pulled.residuals.square().sum(dim=-1) / noise**2
-        curvature, slope = pulled.normal_equations(trust * geman_mcclure(squared, width) / noise**2)
-        motion = torch.cat([
-            estimate.scale * torch.einsum("fxy,fpyk->fpxk", estimate.rotation, torch.cat([line.by_identity, line.by_expression], dim=-1)),
-            -skew(turned), torch.eye(3, dtype=turned.dtype).expand(*turned.shape, 3),
-        ], dim=-1)
-        split = self.model.identity_count
-        motion = torch.cat([motion[..., :split], turned[..., None], motion[..., split:]], dim=-1)  # (B, 66, 3, S + Q)
-        pushed = (curvature @ motion).flatten(1, 2)
-        motion = motion.flatten(1, 2)
-        full = motion.transpose(1, 2) @ pushed
-        gradient = (motion.transpose(1, 2) @ slope.flatten(1, 2)[..., None])[..., 0]
-        shared = split + 1
-        return (full[:, :shared, :shared].sum(dim=0), gradient[:, :shared].sum(dim=0), full[:, :shared, shared:], full[:, shared:, shared:],
-                gradient[:, shared:])
+        return _equations_of(estimate, line, *pulled.normal_equations(trust * geman_mcclure(squared, width) / noise**2))
+
+    def _outlined(self, estimate: Estimate) -> Iterator[tuple[int, Estimate]]:
+        """Each frame with an outline, alone."""
+        for b, frame in enumerate([] if self.outline is None else self.outline.frames.tolist()):
+            yield b, _frames(estimate, slice(frame, frame + 1))
 
     def _differences(self, estimate: Estimate) -> tuple[Float[Tensor, "F Q"], Float[Tensor, "F Q"]]:
         """Of each frame from the one before it, and of the one after it from each (rotations as vectors)."""
@@ -225,6 +210,25 @@ def descend(problem: Problem, estimate: Estimate, trust: Float[Tensor, "F C 66"]
         if gain < LEAST_GAIN:
             break
     return estimate
+
+
+def _equations_of(
+    estimate: Estimate, line: Linearization, curvature: Float[Tensor, "B P 3 3"], slope: Float[Tensor, "B P 3"]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Chain rule from points of the world to the unknowns: shared, its slope, mixed, frames, their slopes."""
+    turned = estimate.scale * line.points @ estimate.rotation.transpose(1, 2)
+    motion = torch.cat([
+        estimate.scale * torch.einsum("fxy,fpyk->fpxk", estimate.rotation, torch.cat([line.by_identity, line.by_expression], dim=-1)),
+        -skew(turned), torch.eye(3, dtype=turned.dtype).expand(*turned.shape, 3),
+    ], dim=-1)
+    split = line.by_identity.shape[-1]
+    motion = torch.cat([motion[..., :split], turned[..., None], motion[..., split:]], dim=-1)  # (B, P, 3, S + Q)
+    pushed, motion = (curvature @ motion).flatten(1, 2), motion.flatten(1, 2)
+    full = motion.transpose(1, 2) @ pushed
+    gradient = (motion.transpose(1, 2) @ slope.flatten(1, 2)[..., None])[..., 0]
+    shared = split + 1
+    return (full[:, :shared, :shared].sum(dim=0), gradient[:, :shared].sum(dim=0), full[:, :shared, shared:], full[:, shared:, shared:],
+            gradient[:, shared:])
 
 
 def _noise(distances: Float[Tensor, "F C 66"], trust: Float[Tensor, "F C 66"]) -> float:

@@ -16,10 +16,11 @@ from lib.errors import InputError
 from lib.face_models.ict import read_ict
 from lib.face_models.offsets import smooth_offsets
 from preprocess import fit_3dmm
+from preprocess.fit_config import FitConfig
 from preprocess.fit_head import fit_head
 from preprocess.fit_observations import SIZE, pull, read_observations, visibility
 from preprocess.fit_report import landmarks_in_world, make_report
-from preprocess.fit_solver import Estimate, FitConfig, Problem
+from preprocess.fit_solver import Estimate, Problem
 from preprocess.fit_start import similarity, triangulate
 from tests.tiny import CAMERAS, FRAMES
 from tests.tiny import SIZE as TINY_SIZE
