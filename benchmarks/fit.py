@@ -1,6 +1,6 @@
 """How well and how fast a head is fitted (preprocess.fit_3dmm), on demo heads whose truth is known, as JSON.
 
-    python -m benchmarks.fit [--frames 60] [--similarities 100] [--heads lee_perry_smith ict_1 makehuman] [--small] [--output FILE]
+    python -m benchmarks.fit [--silhouettes bald demo slick] [--frames 60] [--similarities 100] [--small] [--output FILE]
 
 Detections are the projected landmarks of the demo rig at 512²: clean, with 2 pixels of noise and 20 % anywhere in the picture, and the
 same with 1 pixel and 10 % from one camera. Poses are compared with the truth as they are, and after one similarity of the canonical frame that
@@ -9,6 +9,7 @@ a head. `similarities`: the world is turned, scaled by 0.01 to 100 and shifted, 
 """
 
 import argparse
+import dataclasses
 import json
 import platform
 import time
@@ -29,10 +30,12 @@ from lib.geometry.head_pose import HeadPose
 from lib.training.runtime import run
 from preprocess.demo_head import DemoHead
 from preprocess.demo_performance import SEQUENCES, Performance
-from preprocess.demo_subject import FRAME_PERIOD_S, rig
+from preprocess.demo_presets import PRESETS
+from preprocess.demo_subject import FOCAL_PER_PIXEL, FOCAL_WITH_HAIR, FRAME_PERIOD_S, rig
 from preprocess.fit_config import FitConfig
 from preprocess.fit_head import HeadFit, fit_head
 from preprocess.fit_observations import SIZE, Observations, pull
+from preprocess.fit_outline import Mattes, distance_field
 from preprocess.fit_report import landmarks_in_world
 from preprocess.fit_start import similarity
 
@@ -81,11 +84,14 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--similarities", type=int, default=100)
     parser.add_argument("--heads", nargs="+", default=list(HEADS))
+    parser.add_argument("--silhouettes", nargs="*", default=[], metavar="PRESET", help="demo presets to draw, and to fit with and without mattes")
     parser.add_argument("--small", action="store_true", help="5 frames, one head, 2 similarities: whether it works at all")
     parser.add_argument("--output", type=Path, help="JSON file (default: standard output)")
     options = parser.parse_args()
     heads, frames, similarities = (["ict_1"], 5, 2) if options.small else (options.heads, options.frames, options.similarities)
-    text = json.dumps(measure(heads, frames, similarities), indent=1)
+    figures = measure(heads, frames, similarities)
+    figures["silhouettes"] = {name: with_and_without_mattes(name) for name in options.silhouettes}
+    text = json.dumps(figures, indent=1)
     if options.output:
         write_whole(options.output, text)
     else:
@@ -103,6 +109,30 @@ def measure(heads: list[str], frames: int, similarities: int) -> dict[str, objec
     recovered = [recovers(model, perform(heads[0], 4), config, seed) for seed in range(similarities)]
     result["similarities"] = {"tried": len(recovered), "recovered": sum(distance <= RECOVERED_UNITS for distance in recovered),
                               "worst_landmark_distance_units": round(max(recovered, default=0.0), 5)}
+    return result
+
+
+def with_and_without_mattes(preset: str, frames: int = 10, size: int = 256) -> dict[str, object]:
+    """Distances of vertices from the truth, canonical units, with detections that are off by a pixel, 10 % anywhere."""
+    look, cameras = dataclasses.asdict(PRESETS[preset]), rig(size, FOCAL_WITH_HAIR if PRESETS[preset].hair else FOCAL_PER_PIXEL)
+    head, truth = DemoHead(**look, texture_size=16), perform(look["identity"], frames)
+    detected, config = detect(truth, Condition(1.0, 0.1, tuple(range(16))), 0), FitConfig()
+
+    def mattes(chosen: list[int]) -> Mattes:
+        fields = []
+        for frame in chosen:
+            pose = HeadPose(truth.head.pose[frame].float(), truth.head.scale[frame].float())
+            vertices = pose.to_world(head.vertices(truth.expression[frame].float()))
+            drawn = [head.draw(vertices, cameras.rows(slice(c, c + 1))).mask[0, 0] for c in range(16)]
+            fields.append(torch.stack([distance_field((mask >= 0.5).to(torch.uint8).numpy()) for mask in drawn]))
+        return Mattes(torch.stack(fields), torch.ones(len(chosen), 16, dtype=torch.bool))
+
+    result = {}
+    for key, read in (("without", None), ("with", mattes)):
+        fit = fit_head(read_ict(), detected.seen, 1e6 * torch.arange(frames, dtype=torch.float64), config, read)
+        vertices = torch.stack([fit.vertices(frame)[FACE_ROWS] for frame in range(frames)])
+        far = (vertices - truth.vertices).norm(dim=-1) / truth.head.scale[:, None, 0]
+        result[key] = spread_of(far) | {"mean": round(float(far.mean()), 5)}
     return result
 
 

@@ -8,12 +8,14 @@ import roma
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from lib.datasets.sampler import spread
 from lib.errors import InputError, NumericalError
 from lib.face_models.contract import FaceModel
 from lib.face_models.offsets import smooth_offsets
 from lib.geometry.head_pose import HeadPose
+from lib.training.runtime import is_terminal
 from preprocess.fit_config import FitConfig
 from preprocess.fit_observations import Observations
 from preprocess.fit_outline import Mattes, find_outline
@@ -93,7 +95,9 @@ def meet_outlines(model: FaceModel, problem: Problem, solution: Solution, frames
     """All frames once more, with the outline of the face drawn to the edges of the mattes of `frames`."""
     estimate, seen, config = solution.estimate, problem.seen.frames(frames), problem.config
     own = seen.projection, seen.centers
-    for _ in range(OUTLINE_ROUNDS):
+    bar = tqdm(total=OUTLINE_ROUNDS * OUTLINE_STEPS, desc="outlines", unit="step", mininterval=0.5 if is_terminal() else 15.0)
+    for number in range(OUTLINE_ROUNDS):
+        bar.update(number * OUTLINE_STEPS - bar.n)
         canonical = torch.stack([model.vertices(estimate.identity.to(model.mean), estimate.expression[frame].to(model.mean)) for frame in frames])
         world = dataclasses.replace(estimate, rotation=estimate.rotation[frames], translation=estimate.translation[frames]).place(canonical.double())
         outline = find_outline(model, world, frames, mattes, *own, config.outline_weight)
@@ -102,5 +106,6 @@ def meet_outlines(model: FaceModel, problem: Problem, solution: Solution, frames
         part = model.part(rows).double()
         outline = dataclasses.replace(outline, vertices=places[:outline.vertices.numel()].reshape(outline.vertices.shape))
         nearby = Problem(part, problem.seen, problem.gaps, config.model_copy(update={"steps": OUTLINE_STEPS}), problem.scale_is_seen, outline)
-        estimate = descend(nearby, estimate, problem.trust(estimate), solution.noise, config.kernel)
+        estimate = descend(nearby, estimate, problem.trust(estimate), solution.noise, config.kernel, bar)
+    bar.close()
     return estimate

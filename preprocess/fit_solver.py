@@ -12,9 +12,11 @@ import roma
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
 from lib.face_models.contract import FaceModel, Linearization
 from lib.geometry.rotations import skew
+from lib.training.runtime import is_terminal
 from preprocess.fit_config import FitConfig
 from preprocess.fit_observations import Observations, pull, visibility
 from preprocess.fit_outline import Outline
@@ -184,18 +186,21 @@ class Problem:
 
 def solve(problem: Problem, start: Estimate) -> Solution:
     """From wide robust kernels to narrow ones; the noise of the detections is measured on the way."""
-    estimate, noise = start, problem.config.least_noise
-    for multiple in KERNELS:
-        trust = problem.trust(estimate)
-        noise = max(problem.config.least_noise, _noise(problem.distances(estimate), trust))
-        estimate = descend(problem, estimate, trust, noise, problem.config.kernel * multiple)
+    estimate, noise, steps = start, problem.config.least_noise, problem.config.steps
+    with tqdm(total=len(KERNELS) * steps, desc="fitting", unit="step", mininterval=0.5 if is_terminal() else 15.0) as bar:
+        for number, multiple in enumerate(KERNELS, start=1):
+            trust = problem.trust(estimate)
+            noise = max(problem.config.least_noise, _noise(problem.distances(estimate), trust))
+            estimate = descend(problem, estimate, trust, noise, problem.config.kernel * multiple, bar)
+            bar.update(number * steps - bar.n)  # most need fewer steps
     return Solution(estimate, noise)
 
 
-def descend(problem: Problem, estimate: Estimate, trust: Float[Tensor, "F C 66"], noise: float, width: float) -> Estimate:
+def descend(problem: Problem, estimate: Estimate, trust: Float[Tensor, "F C 66"], noise: float, width: float, bar: tqdm) -> Estimate:
     """Levenberg-Marquardt until a step gains next to nothing."""
     damping, cost = 1e-4, problem.cost(estimate, trust, noise, width)
     for _ in range(problem.config.steps):
+        bar.update()
         equations = problem.equations(estimate, trust, noise, width)
         while True:
             trial = estimate.moved(*equations.step(damping))

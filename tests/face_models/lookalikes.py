@@ -56,9 +56,9 @@ def flame_arrays():
     }
 
 
-def write_flame(folder, monkeypatch, protocol=2):
-    """As it is downloaded: arrays of chumpy and a sparse matrix; the embedding of FLAME, with a class that must be skipped."""
-    arrays = flame_arrays()
+def write_flame(folder, monkeypatch, protocol=2, **changes):
+    """As it is downloaded: arrays of chumpy and a sparse matrix; the embedding of FLAME."""
+    arrays = flame_arrays() | changes
     module = types.ModuleType("chumpy.ch")
 
     class Ch:
