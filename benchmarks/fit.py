@@ -31,7 +31,7 @@ from lib.training.runtime import run
 from preprocess.demo_head import DemoHead
 from preprocess.demo_performance import SEQUENCES, Performance
 from preprocess.demo_presets import PRESETS
-from preprocess.demo_subject import FOCAL_PER_PIXEL, FOCAL_WITH_HAIR, FRAME_PERIOD_S, rig
+from preprocess.demo_subject import FRAME_PERIOD_S, rig
 from preprocess.fit_config import FitConfig
 from preprocess.fit_head import HeadFit, fit_head
 from preprocess.fit_observations import SIZE, Observations, pull
@@ -114,8 +114,8 @@ def measure(heads: list[str], frames: int, similarities: int) -> dict[str, objec
 
 def with_and_without_mattes(preset: str, frames: int = 10, size: int = 256) -> dict[str, object]:
     """Distances of vertices from the truth, canonical units, with detections that are off by a pixel, 10 % anywhere."""
-    look, cameras = dataclasses.asdict(PRESETS[preset]), rig(size, FOCAL_WITH_HAIR if PRESETS[preset].hair else FOCAL_PER_PIXEL)
-    head, truth = DemoHead(**look, texture_size=16), perform(look["identity"], frames)
+    look, cameras = dataclasses.asdict(PRESETS[preset]), rig(size)
+    head, truth = DemoHead(**look, texture_size=2 * size), perform(look["identity"], frames)
     detected, config = detect(truth, Condition(1.0, 0.1, tuple(range(16))), 0), FitConfig()
 
     def mattes(chosen: list[int]) -> Mattes:
