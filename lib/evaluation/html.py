@@ -78,7 +78,7 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[tuple[int, str]] = 
     count = max(len(line.values) for line in lines)
     low, high = _limits(min(known), max(known))
 
-    def x(index: float) -> float:
+    def x(index: int) -> float:
         return LEFT + (WIDTH - LEFT - 8) * (index / max(1, count - 1) if count > 1 else 0.5)
 
     def y(value: float) -> float:
@@ -104,7 +104,7 @@ def _limits(low: float, high: float) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _path(values: Sequence[float], x: Callable[[float], float], y: Callable[[float], float]) -> str:
+def _path(values: Sequence[float], x: Callable[[int], float], y: Callable[[float], float]) -> str:
     """Lines between neighbours that are both known."""
     pieces, pen = [], "M"
     for index, value in enumerate(values):

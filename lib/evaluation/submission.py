@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from lib.config import Config
+from lib.datasets.driving import DrivingConfig
 from lib.datasets.tracked.benchmark import read_calibration
 from lib.datasets.video import VideoWriter, to_yuv420
 from lib.errors import InputError
@@ -31,10 +32,10 @@ class SubmissionConfig(Config):
     participant: str = Field(pattern=r"^[0-9]{3}$", description="id of this avatar's subject, three digits")
     expected: tuple[str, ...] = Field(description="<id>/<SEQ> of all participants; those of this one are drawn")
     cameras: tuple[str, ...] = Field(min_length=1, description="serials of the cameras that are drawn")
-    dataroot: Path = Field(description="folder of the drivers, e.g. <benchmark>/<id>")
+    dataroot: str = Field(description="folder of the drivers; here and below {participant} and {sequence} stand for the names of one")
     param_files: str = Field("sequences/{sequence}/tracking/flame2023_tracking_v2.npz",
-                             description="as dataset.param_files of reenactment; {sequence} stands for the name of one")
-    calibration: Path = Field(description="camera_params.json of the participant")
+                             description="as dataset.param_files of reenactment")
+    calibration: str = Field(description="camera_params.json of the participant")
     calibration_size: tuple[int, int] | None = Field(None, description="width and height in pixels that its intrinsics refer to, where it says none")
     width: int = Field(512, gt=0, multiple_of=4, description="pixels of the videos")
     height: int = Field(512, gt=0, multiple_of=4, description="pixels of the videos")
@@ -66,7 +67,16 @@ class SubmissionConfig(Config):
 
     def views(self) -> dict[str, Camera]:
         """The cameras of the videos. Raises InputError where the calibration lacks one, or does not say of which size it is."""
-        return {camera: read_calibration(self.calibration, camera, self.calibration_size).resized(self.width, self.height) for camera in self.cameras}
+        path = Path(self._filled(self.calibration, ""))
+        return {camera: read_calibration(path, camera, self.calibration_size).resized(self.width, self.height) for camera in self.cameras}
+
+    def driver(self, sequence: str) -> DrivingConfig:
+        """What drives the avatar through one sequence: as tracked."""
+        return DrivingConfig(dataroot=Path(self._filled(self.dataroot, sequence)), param_files=self._filled(self.param_files, sequence),
+                             smoothing=0.0, head_pose="driver")
+
+    def _filled(self, template: str, sequence: str) -> str:
+        return template.replace("{participant}", self.participant).replace("{sequence}", sequence)
 
 
 @dataclass(frozen=True)

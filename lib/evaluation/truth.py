@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +48,7 @@ class Portion:
         return [row for row, region in enumerate(self.truth.regions[:, 1]) if region.numpy().any()]
 
 
-def in_order(capture: HeadCapture, pictures: Sequence[Picture]) -> list[Picture]:
+def in_order(capture: HeadCapture, pictures: Iterable[Picture]) -> list[Picture]:
     """Camera after camera, each in the order of frames."""
     place = {frame: number for number, frame in enumerate(capture.frames)}
     return sorted(pictures, key=lambda picture: (capture.camera_ids.index(picture.camera), place[picture.frame]))

@@ -213,8 +213,7 @@ def _submit(sitting: Sitting, config: SubmissionConfig) -> str:
     draw = BatchRenderer(sitting.avatar, config.width, config.height)
     views = config.views()
     for sequence in config.sequences:
-        driver = _driver(sitting, DrivingConfig(dataroot=config.dataroot, param_files=config.param_files.format(sequence=sequence), smoothing=0.0,
-                                                head_pose="driver"))
+        driver = _driver(sitting, config.driver(sequence))
         for camera, view in views.items():
             frames = (dataclasses.replace(driver[index], camera=view) for index in range(len(driver)))
             pictures = _progress((draw([frame]).images[0] for frame in frames), f"{sequence}, {camera}", len(driver))
