@@ -88,18 +88,18 @@ def test_there_are_presets_of_three_cards_and_larger_ones_take_more():
     assert sizes == {"8gb": 1, "24gb": 4, "80gb": 8}
 
 
-@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda path: path.name)
+@pytest.mark.parametrize("overlay", BENCHMARKS, ids=lambda path: path.name)
 @pytest.mark.parametrize("base", [path for path in FILES if schema_of(path) is GaussianHeadTrainConfig], ids=lambda path: path.name)
-def test_benchmarks_lie_over_every_subject_and_hide_what_is_hidden(benchmark, base):
-    config = read_config(Arguments(base, (), (benchmark,)), GaussianHeadTrainConfig)
+def test_benchmarks_lie_over_every_subject_and_hide_what_is_hidden(overlay, base):
+    config = read_config(Arguments(base, (), (overlay,)), GaussianHeadTrainConfig)
     submission = config.evaluation.submission
     participants = list(dict.fromkeys(name.split("/")[0] for name in submission.expected))
     assert len(participants) == 5 and submission.participant == participants[0]
-    assert len(submission.names()) == len(set(submission.names())) == {"nersemble_mono": 80, "nersemble_nvs": 15}[benchmark.stem]
+    assert len(submission.names()) == len(set(submission.names())) == {"nersemble_mono": 80, "nersemble_nvs": 15}[overlay.stem]
     hidden = set(submission.cameras) - set(config.dataset.camera_ids)
     assert len(hidden) == 3 and not config.dataset.held_out_cameras and not config.dataset.held_out_sequences
     for participant in participants:
-        again = read_config(Arguments(base, (f"evaluation.submission.participant={participant}",), (benchmark,)), GaussianHeadTrainConfig)
+        again = read_config(Arguments(base, (f"evaluation.submission.participant={participant}",), (overlay,)), GaussianHeadTrainConfig)
         assert again.evaluation.submission.driver(again.evaluation.submission.sequences[0]).dataroot.name == participant
 
 

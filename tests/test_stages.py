@@ -882,7 +882,7 @@ def test_evaluation_says_by_which_protocol_and_leaves_a_report(made, trained, tm
         for row in rows:
             by_camera.setdefault(row["camera"], []).append(row)
         assert all(column[0]["flicker"] is None and column == sorted(column, key=lambda row: row["frame"]) for column in by_camera.values())
-        assert any(row["flicker"] is not None for row in rows)
+        assert any(row["flicker"] is not None for row in rows) is (split == "novel_view")  # the other has a single frame
         assert cv2.imread(str(folder / f"worst_{split}.png")).shape[1] == 3 * SIZE
     report = (folder / "report.html").read_text()
     assert "novel_sequence" in report and report.count("data:image/jpeg;base64,") == 4 and "http" not in report

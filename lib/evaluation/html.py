@@ -15,18 +15,20 @@ from lib.datasets.images import to_uint8
 
 JPEG_QUALITY = 82
 COLORS = ("#0b6bcb", "#d1495b", "#2e8b57", "#b8860b", "#7b4fb5", "#008b8b", "#c2571a", "#5b6770")
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 200, 52, 24, 8  # of a chart, in its own units
+WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM, TOP = 420, 170, 44, 8, 22, 8  # of a chart, in its own units
+LETTER = 6  # width of one in a chart
 MOST_LINES = len(COLORS)
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#667;--line:#d9dee4;--back:#fff;--card:#f6f8fa}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e9ee;--soft:#9aa4b0;--line:#333b45;--back:#14171b;--card:#1c2128}}
 body{margin:0 auto;padding:16px;max-width:960px;font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back)}
 h1{font-size:1.5em;margin:.2em 0}h2{font-size:1.25em;margin:1.6em 0 .4em;border-bottom:1px solid var(--line)}h3{font-size:1em;margin:1.2em 0 .3em}
-p,figcaption,.soft{color:var(--soft)}figure{margin:0 0 16px}img,svg{display:block;width:100%;height:auto;border-radius:4px}
+p,figcaption,.soft{color:var(--soft)}figure{margin:0 0 16px}img,svg{display:block;width:100%;height:auto;border-radius:4px}svg{max-width:640px}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9em;font-variant-numeric:tabular-nums}
 th,td{padding:4px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}th.text,td.text{text-align:left}
 thead th{color:var(--soft);font-weight:600}tbody tr:nth-child(even){background:var(--card)}
-svg text{font:11px system-ui,sans-serif;fill:var(--soft)}.key{display:inline-block;margin:0 12px 4px 0;white-space:nowrap;font-size:.85em}
+@media(max-width:520px){th,td{padding:3px 5px;font-size:.85em}}
+svg text{font:10.5px system-ui,sans-serif;fill:var(--soft)}.key{display:inline-block;margin:0 12px 4px 0;white-space:nowrap;font-size:.85em}
 .key i{display:inline-block;width:14px;height:3px;margin-right:5px;vertical-align:middle}details summary{cursor:pointer;color:var(--soft)}
 """
 
@@ -79,18 +81,20 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[tuple[int, str]] = 
     low, high = _limits(min(known), max(known))
 
     def x(index: int) -> float:
-        return LEFT + (WIDTH - LEFT - 8) * (index / max(1, count - 1) if count > 1 else 0.5)
+        return LEFT + (WIDTH - LEFT - RIGHT) * (index / max(1, count - 1) if count > 1 else 0.5)
 
     def y(value: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">']
     for value in np.linspace(low, high, 4):
-        parts.append(f'<path d="M{LEFT} {y(value):.1f}H{WIDTH - 8}" stroke="var(--line)"/>'
+        parts.append(f'<path d="M{LEFT} {y(value):.1f}H{WIDTH - RIGHT}" stroke="var(--line)"/>'
                      f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>')
-    for index, name in marks:
+    ends = [*(x(index) for index, _ in marks[1:]), WIDTH]
+    for (index, name), end in zip(marks, ends, strict=False):
+        shown = name[:max(0, int((end - x(index) - LETTER) / LETTER))]  # what fits before the next one
         parts.append(f'<path d="M{x(index):.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="var(--soft)" stroke-dasharray="2 3"/>'
-                     f'<text x="{x(index) + 3:.1f}" y="{HEIGHT - 8}">{html.escape(name)}</text>')
+                     f'<text x="{x(index) + 2:.1f}" y="{HEIGHT - 8}">{html.escape(shown)}<title>{html.escape(name)}</title></text>')
     for line, color in zip(lines, COLORS, strict=False):
         parts.append(f'<path fill="none" stroke="{color}" stroke-width="1.6" stroke-linejoin="round" d="{_path(line.values, x, y)}"/>')
         parts += [f'<circle cx="{x(index):.1f}" cy="{y(value):.1f}" r="2" fill="{color}"/>' for index, value in _alone(line.values)]

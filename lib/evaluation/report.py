@@ -25,7 +25,7 @@ class SplitPages:
     """A split's numbers, and pictures of it with a caption each."""
 
     scores: SplitScores
-    pages: tuple[tuple[str, Float[Tensor, "3 H W"]], ...]
+    pages: tuple[tuple[str, Float[Tensor, "3 _ _"]], ...]
 
 
 def write_report(path: Path, title: str, protocol: Protocol, splits: Sequence[SplitPages]) -> None:
@@ -36,7 +36,7 @@ def write_report(path: Path, title: str, protocol: Protocol, splits: Sequence[Sp
 
 def summary_table(scores: SplitScores) -> str:
     """For a terminal: means, medians and the worst of every measure."""
-    rows = [HEAD, *map(_summary_row, scores.summaries())]
+    rows = [HEAD, *map(_summary_row, scores.summaries(known=True))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     lines = ["  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True)))
              for row in rows]
@@ -47,7 +47,8 @@ def _section(split: SplitPages) -> list[str]:
     scores = split.scores
     charts = [shown for name in CURVES if name in scores.names and (shown := _chart(scores, name))]
     more = [folded("More curves", *charts[OPEN_CURVES:])] if charts[OPEN_CURVES:] else []
-    return [f"<h2>{scores.split}</h2>", f'<p class="soft">{_size(scores)}</p>', table(HEAD, [_summary_row(one) for one in scores.summaries()]),
+    rows = [_summary_row(one) for one in scores.summaries(known=True)]
+    return [f"<h2>{scores.split}</h2>", f'<p class="soft">{_size(scores)}</p>', table(HEAD, rows),
             *charts[:OPEN_CURVES], *more, *(picture(image, caption) for caption, image in split.pages)]
 
 

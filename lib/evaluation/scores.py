@@ -63,15 +63,18 @@ class SplitScores:
         worst, at = pick(known, key=lambda entry: entry[0])
         return Summary(name, statistics.fmean(values), statistics.median(values), worst, at)
 
-    def summaries(self) -> tuple[Summary, ...]:
-        """Of all measures."""
-        return tuple(map(self.summary, self.names))
+    def summaries(self, known: bool = False) -> tuple[Summary, ...]:
+        """Of all measures; with `known`, of those that apply to any picture."""
+        return tuple(one for one in map(self.summary, self.names) if one.at is not None or not known)
 
     def worst(self, name: str, count: int) -> list[int]:
-        """Numbers of the pictures where a measure is worst, the very worst first."""
+        """Numbers of the pictures of the frames where a measure is worst, the very worst first; of a frame its worst camera."""
         column = self.column(name)
         known = [index for index, value in enumerate(column) if not math.isnan(value)]
-        return sorted(known, key=column.__getitem__, reverse=not higher_is_better(name))[:count]
+        chosen: dict[str, int] = {}
+        for index in sorted(known, key=column.__getitem__, reverse=not higher_is_better(name)):
+            chosen.setdefault(self.pictures[index].frame, index)
+        return list(chosen.values())[:count]
 
 
 def higher_is_better(name: str) -> bool:

@@ -4,7 +4,7 @@ A run draws the videos of its own participant into a folder. The zip beside that
 """
 
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -94,7 +94,7 @@ class Packed:
         return f"{self.path}: {self.videos} videos; still missing: {', '.join(self.missing[:NAMED])}{more}"
 
 
-def write_video(config: SubmissionConfig, sequence: str, camera: str, pictures: Iterable[Float[Tensor, "3 H W"]]) -> Path:
+def write_video(config: SubmissionConfig, sequence: str, camera: str, pictures: Iterator[Float[Tensor, "3 H W"]]) -> Path:
     """One video of this participant, at its place. Raises InputError where it cannot be written."""
     path = config.folder / config.participant / sequence / f"cam_{camera}.mp4"
     rate = Fraction(config.frames_per_second).limit_denominator(1000)

@@ -19,9 +19,9 @@ def test_statistics_skip_pictures_to_which_a_measure_does_not_apply():
     assert (silent.mean, silent.median, silent.worst, silent.at) == (None,) * 4
 
 
-def test_the_worst_come_first_and_only_where_a_measure_applies():
-    assert scores().worst("mask_psnr", 3) == [2, 1, 0]
-    assert scores().worst("lpips_vgg", 2) == [2, 3]
+def test_the_worst_frames_come_first_and_only_where_a_measure_applies():
+    assert scores().worst("mask_psnr", 3) == [2, 1]  # of frame 0000 the worse of its cameras
+    assert scores().worst("lpips_vgg", 2) == [2, 3] and scores().worst("lpips_vgg", 1) == [2]
     assert scores().worst("mouth_psnr", 9) == [2, 1] and scores().worst("silent", 9) == []
 
 

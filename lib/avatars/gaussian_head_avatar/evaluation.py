@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -113,7 +113,7 @@ def _opened(config: GaussianHeadTrainConfig) -> tuple[Checkpoint, HeadCapture]:
     print(f"evaluating {path}")
     checkpoint = read_gaussian_head(path, "load_gaussianhead_checkpoint", config.gaussianheadmodule, config.supresmodule,
                                     config.load_supres_checkpoint)
-    capture = HeadCapture(config.dataset)
+    capture = HeadCapture(config.dataset.model_copy(update={"cache_gb": 0.0}))  # every picture is needed once
     check_same(config.gaussianheadmodule, checkpoint.section("gaussianheadmodule"), "gaussianheadmodule", path)
     check_same(config.supresmodule, checkpoint.section("supresmodule"), "supresmodule", path)
     check_subject(checkpoint, "gaussianhead", capture)
@@ -138,7 +138,8 @@ def _against_truth(sitting: Sitting, name: str, capture: HeadCapture, pictures: 
                     raise InputError(f"frame {picture.frame}, camera {picture.camera}: the avatar renders NaN; is the checkpoint damaged?")
             truth, neutral, opened = portion.truth.to(device), drawn.images.clone(), portion.open_mouths()
             if opened:  # elsewhere the measure does not apply
-                neutral[opened] = draw([without_expression(portion.frames[row]) for row in opened]).images
+                for row, image in zip(opened, draw([without_expression(portion.frames[row]) for row in opened]).images, strict=True):
+                    neutral[row] = image
             batch = truth.compared(drawn.images)
             plain = torch.full_like(batch.image, torch.nan) if truth.expressionless is None else truth.expressionless
             trembling = flicker(batch, portion.follows)
@@ -248,5 +249,5 @@ def _frame_name(path: object, index: int) -> str:
     return Path(str(path)).parent.name if Path(str(path)).name == "params.npz" else f"{index:05d}"
 
 
-def _progress(items: Iterable[Item], name: str, count: int) -> Iterable[Item]:
-    return tqdm(items, desc=name, total=count, unit="batch", mininterval=0.5 if is_terminal() else 15.0)
+def _progress(items: Iterable[Item], name: str, count: int) -> Iterator[Item]:
+    return iter(tqdm(items, desc=name, total=count, unit="batch", mininterval=0.5 if is_terminal() else 15.0))
