@@ -1,16 +1,21 @@
-"""Measures a trained Gaussian head on its held-out camera and sequence; takes the YAML file it was trained with."""
+"""Measures a trained Gaussian head on what was held out; takes the YAML file it was trained with (docs/evaluation.md).
+
+    python evaluate.py --compare results/a results/b [--output FILE]     several runs in one table (.md, .csv or .html)
+"""
+
+import sys
 
 from lib.avatars.gaussian_head_avatar.evaluation import evaluate
 from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadTrainConfig
 from lib.config import parse_arguments, read_config
+from lib.evaluation.comparison import compare, comparison_request
 from lib.training.runtime import run
 
 
 def main() -> None:
     """Command line."""
-    folder = evaluate(read_config(parse_arguments(__doc__), GaussianHeadTrainConfig))
-    print((folder / "metrics.json").read_text())
-    print(f"wrote {folder}/metrics.json, pictures.json and a comparison picture per split (target, avatar, avatar without expression)")
+    request = comparison_request(sys.argv[1:])
+    print(evaluate(read_config(parse_arguments(__doc__), GaussianHeadTrainConfig)) if request is None else compare(request))
 
 
 if __name__ == "__main__":

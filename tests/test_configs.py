@@ -16,6 +16,7 @@ from lib.config.reader import Arguments
 FOLDER = Path(__file__).resolve().parent.parent / "config"
 FILES = sorted(FOLDER.glob("*.y*ml"))
 PRESETS = sorted((FOLDER / "presets").glob("*.y*ml"))
+BENCHMARKS = sorted((FOLDER / "benchmarks").glob("*.y*ml"))
 SCHEMAS: dict[str, type[AvatarConfig]] = {
     "train_meshhead": MeshHeadTrainConfig, "demo_meshhead": MeshHeadTrainConfig,
     "train_gaussianhead": GaussianHeadTrainConfig, "demo_gaussianhead": GaussianHeadTrainConfig,
@@ -85,6 +86,21 @@ def test_there_are_presets_of_three_cards_and_larger_ones_take_more():
     sizes = {path.stem: read_config(Arguments(FOLDER / "train_gaussianhead_N031.yaml", (), (path,)), GaussianHeadTrainConfig).batch_size
              for path in PRESETS}
     assert sizes == {"8gb": 1, "24gb": 4, "80gb": 8}
+
+
+@pytest.mark.parametrize("overlay", BENCHMARKS, ids=lambda path: path.name)
+@pytest.mark.parametrize("base", [path for path in FILES if schema_of(path) is GaussianHeadTrainConfig], ids=lambda path: path.name)
+def test_benchmarks_lie_over_every_subject_and_hide_what_is_hidden(overlay, base):
+    config = read_config(Arguments(base, (), (overlay,)), GaussianHeadTrainConfig)
+    submission = config.evaluation.submission
+    participants = list(dict.fromkeys(name.split("/")[0] for name in submission.expected))
+    assert len(participants) == 5 and submission.participant == participants[0]
+    assert len(submission.names()) == len(set(submission.names())) == {"nersemble_mono": 80, "nersemble_nvs": 15}[overlay.stem]
+    hidden = set(submission.cameras) - set(config.dataset.camera_ids)
+    assert len(hidden) == 3 and not config.dataset.held_out_cameras and not config.dataset.held_out_sequences
+    for participant in participants:
+        again = read_config(Arguments(base, (f"evaluation.submission.participant={participant}",), (overlay,)), GaussianHeadTrainConfig)
+        assert again.evaluation.submission.driver(again.evaluation.submission.sequences[0]).dataroot.name == participant
 
 
 def test_demo_files_are_one_chain():

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import av
@@ -862,6 +863,73 @@ def test_evaluation_measures_the_held_out_splits(made, trained, tmp_path):
             assert metrics[split][name] == pytest.approx(np.mean([row[name] for row in pictures[split]]), abs=1e-3)
         assert 0 < metrics[split]["psnr"] < 60 and -1 <= metrics[split]["ssim"] <= 1
         assert cv2.imread(str(tmp_path / "tiny" / f"{split}.png")).shape[0] == 3 * SIZE
+
+
+def test_evaluation_says_by_which_protocol_and_leaves_a_report(made, trained, tmp_path, capsys):
+    run_script("evaluate", gaussian_dict(made.subject, trained), tmp_path, f"recorder.result_path={tmp_path}", "evaluation.worst=2",
+               f"loss.lpips_weights={tmp_path}", "evaluation.conventions=[hg_masked]")
+    printed, folder = capsys.readouterr().out, tmp_path / "tiny"
+    assert "LPIPS (vgg) is skipped" in printed and "vgg16.pth" in printed and "protocol gha-eval-2" in printed
+    metrics, pictures = (json.loads((folder / name).read_text()) for name in ("metrics.json", "pictures.json"))
+    assert metrics["protocol"]["id"] == "gha-eval-2" and metrics["protocol"]["lpips"] == {}
+    assert metrics["protocol"]["splits"]["novel_view"]["cameras"] == [HELD_OUT_CAMERA]
+    for split in ("novel_view", "novel_sequence"):
+        rows, summary = pictures[split], metrics[split]
+        assert {"face_psnr", "mask_ssim", "mask_l1", "mask_flicker", "hg_masked_psnr"} <= summary.keys() and summary["frames_per_second"] > 0
+        assert summary["hg_masked_lpips"] is None and summary["median"]["psnr"] == pytest.approx(np.median([row["psnr"] for row in rows]), abs=1e-3)
+        assert summary["worst"]["psnr"]["value"] == min(row["psnr"] for row in rows)
+        by_camera = {}
+        for row in rows:
+            by_camera.setdefault(row["camera"], []).append(row)
+        assert all(column[0]["flicker"] is None and column == sorted(column, key=lambda row: row["frame"]) for column in by_camera.values())
+        assert any(row["flicker"] is not None for row in rows) is (split == "novel_view")  # the other has a single frame
+        assert cv2.imread(str(folder / f"worst_{split}.png")).shape[1] == 3 * SIZE
+    report = (folder / "report.html").read_text()
+    assert "novel_sequence" in report and report.count("data:image/jpeg;base64,") == 4 and "http" not in report
+    assert len((folder / "pictures.csv").read_text().splitlines()) == 1 + sum(map(len, pictures.values()))
+
+
+def test_an_avatar_is_measured_without_a_truth_and_compared(made, trained, tmp_path, monkeypatch, capsys):
+    values = gaussian_dict(made.subject, trained)
+    for name in ("one", "two"):
+        run_script("evaluate", values | {"evaluation": {"cross": {"dataroot": str(made.driver), "param_files": "params/*/params.npz"}}}, tmp_path,
+                   f"recorder.result_path={tmp_path / name}", "dataset.held_out_cameras=[]", "dataset.held_out_sequences=[]")
+    metrics = json.loads((tmp_path / "one" / "tiny" / "metrics.json").read_text())
+    assert "novel_view" not in metrics and metrics["cross"]["frames"] == 6 and metrics["cross"]["nonfinite"] == 0.0
+    assert 0.0 < metrics["cross"]["silhouette_iou"] <= 1.0 and metrics["cross"]["jitter"] > 0.0
+    assert cv2.imread(str(tmp_path / "one" / "tiny" / "cross.png")).shape[0] == 2 * SIZE
+    folders = [str(tmp_path / name / "tiny") for name in ("one", "two")]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--compare", *folders, "--output", str(tmp_path / "table.html")])
+    importlib.import_module("evaluate").main()
+    assert "| cross | jitter |" in capsys.readouterr().out and "one/tiny" in (tmp_path / "table.html").read_text()
+
+
+def test_videos_for_the_benchmark_come_from_a_folder_that_looks_like_it(made, trained, tmp_path, capsys):
+    """Tracking and calibration, no pictures: the hidden cameras and sequences of the mono task."""
+    root = tmp_path / "benchmark" / "393"
+    sequence = root / "sequences" / "FREE" / "tracking"
+    sequence.mkdir(parents=True)
+    count, flat = 3, {"jaw": 3, "neck": 3, "eyes": 6, "translation": 3}
+    np.savez(sequence / "flame2023_tracking_v2.npz", shape=np.zeros((1, 300)), expression=0.1 * np.ones((count, EXPRESSIONS)),
+             rotation=np.zeros((count, 3)), rotation_matrices=np.tile(np.eye(3), (count, 1, 1)), scale=np.full((1, 1), 0.1),
+             frames=np.arange(count), **{name: np.zeros((count, width)) for name, width in flat.items()})
+    with np.load(made.subject / "cameras" / "0000" / f"camera_{HELD_OUT_CAMERA}.npz") as camera:
+        extrinsic, intrinsic = np.vstack([camera["extrinsic"], [0, 0, 0, 1]]), camera["intrinsic"]
+    (root / "calibration").mkdir()
+    (root / "calibration" / "camera_params.json").write_text(json.dumps({
+        "world_2_cam": {HELD_OUT_CAMERA: extrinsic.tolist()}, "intrinsics": {HELD_OUT_CAMERA: intrinsic.tolist()}, "width": SIZE, "height": SIZE}))
+    submission = {"folder": str(tmp_path / "sent"), "participant": "393", "expected": ["393/FREE", "404/FREE"], "cameras": [HELD_OUT_CAMERA],
+                  "dataroot": str(tmp_path / "benchmark" / "{participant}"), "width": 48, "height": 64,
+                  "calibration": str(tmp_path / "benchmark" / "{participant}" / "calibration" / "camera_params.json")}
+    run_script("evaluate", gaussian_dict(made.subject, trained) | {"evaluation": {"submission": submission}}, tmp_path,
+               f"recorder.result_path={tmp_path}", "dataset.held_out_cameras=[]", "dataset.held_out_sequences=[]")
+    assert f"1 videos; still missing: 404/FREE/cam_{HELD_OUT_CAMERA}.mp4" in capsys.readouterr().out
+    with zipfile.ZipFile(tmp_path / "sent.zip") as archive:
+        (name,) = archive.namelist()
+        with archive.open(name) as file, av.open(file) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert name == f"393/FREE/cam_{HELD_OUT_CAMERA}.mp4" and len(frames) == count and frames[0].shape == (64, 48, 3)
+    assert frames[0].min() < 200 < frames[0].max()  # a head on white
 
 
 @pytest.mark.parametrize(("override", "part"), [

@@ -1,5 +1,6 @@
 """H.264 video files."""
 
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 
@@ -40,7 +41,7 @@ def _at_left_of_squares(plane: Float[Tensor, "H W"]) -> Float[Tensor, "h w"]:
 class VideoWriter:
     """Context manager that writes pictures of one size; the file appears under its name only when it is complete."""
 
-    def __init__(self, path: Path, frames_per_second: int, crf: int, preset: str) -> None:
+    def __init__(self, path: Path, frames_per_second: int | Fraction, crf: int, preset: str) -> None:
         """`crf`, `preset`: quality, and how long x264 may look for ways to say the same with fewer bytes."""
         self.path, self.rate, self.options = path, frames_per_second, {"crf": str(crf), "preset": preset}
 

@@ -10,6 +10,7 @@ Its kernels give the same bits for the same input. Nothing waits for the device 
 import functools
 import shlex
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -142,16 +143,31 @@ class Lpips(nn.Module):
                              f"found {height}x{width}")
         return self._rough(image, target) if self.precision == "high" else self._exact(image, target)
 
+    def regional(
+        self, image: Float[Tensor, "B 3 H W"], target: Float[Tensor, "B 3 H W"], weights: Float[Tensor, "B R H W"]
+    ) -> Float[Tensor, "B R"]:
+        """The distance under each weight: for every compared layer its mean with the weight averaged (by area) to the layer's size; NaN where a
+        weight is zero. Equal weights give `forward`. In the type of the pictures, whatever `precision` says."""
+        distance = image.new_zeros(weights.shape[:2])
+        for part in self._maps(image, target):
+            share = nn.functional.adaptive_avg_pool2d(weights, part.shape[-2:])
+            distance = distance + (part * share).sum(dim=(2, 3)) / share.sum(dim=(2, 3))
+        return distance
+
     def _exact(self, image: Float[Tensor, "B 3 H W"], target: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
+        distance = image.new_zeros(len(image))
+        for part in self._maps(image, target):
+            distance = distance + part.mean(dim=(1, 2, 3))
+        return distance
+
+    def _maps(self, image: Float[Tensor, "B 3 H W"], target: Float[Tensor, "B 3 H W"]) -> Iterator[Float[Tensor, "B 1 h w"]]:
+        """What each compared layer adds to the distance, before it is averaged over its pixels."""
         shift, scale = (_planes(values, image.device, image.dtype) for values in (SHIFT, SCALE))
         a, b = ((2.0 * picture - 1.0 - shift) / scale for picture in (image, target))
-        distance = image.new_zeros(len(image))
         for number, layer in enumerate(self.features):
             a, b = layer(a), layer(b)
             if number in self.compared:
-                head = self.get_submodule(self.compared[number])
-                distance = distance + head((unit_vectors(a) - unit_vectors(b)).square()).mean(dim=(1, 2, 3))
-        return distance
+                yield self.get_submodule(self.compared[number])((unit_vectors(a) - unit_vectors(b)).square())
 
     def _rough(self, image: Float[Tensor, "B 3 H W"], target: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B"]:
         gain, offset = (_planes(values, image.device, torch.float32) for values in (GAIN, OFFSET))

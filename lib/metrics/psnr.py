@@ -12,5 +12,9 @@ def psnr(image: Float[Tensor, "B C H W"], target: Float[Tensor, "B C H W"], weig
     """Per picture, in dB; with a weight the squared error is averaged over its pixels (NaN where it is all zero)."""
     squared = (image - target).square().mean(dim=1, keepdim=True)
     weight = torch.ones_like(squared) if weight is None else weight
-    error = (squared * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3))
-    return -10.0 * error.clamp(min=SMALLEST_ERROR).log10()
+    return decibels((squared * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3)))
+
+
+def decibels(squared_error: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """The ratio that belongs to a mean squared error; NaN stays NaN."""
+    return -10.0 * squared_error.clamp(min=SMALLEST_ERROR).log10()

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
+MARGIN = WINDOW // 2
 
 
 def ssim(image: Float[Tensor, "B C H W"], target: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
@@ -12,9 +13,14 @@ def ssim(image: Float[Tensor, "B C H W"], target: Float[Tensor, "B C H W"]) -> F
 
     Raises ValueError for pictures smaller than the window.
     """
+    return ssim_map(image, target).mean(dim=(1, 2))
+
+
+def ssim_map(image: Float[Tensor, "B C H W"], target: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w"]:
+    """The same pixel by pixel (mean over channels): of those that are MARGIN or more from every border."""
     if min(image.shape[-2:]) < WINDOW:
         raise ValueError(f"ssim needs pictures of at least {WINDOW}x{WINDOW} pixels, found {tuple(image.shape[-2:])}")
-    offset = torch.arange(WINDOW, device=image.device, dtype=image.dtype) - WINDOW // 2
+    offset = torch.arange(WINDOW, device=image.device, dtype=image.dtype) - MARGIN
     kernel = torch.exp(-offset.square() / (2 * SIGMA**2))
     kernel = kernel / kernel.sum()
 
@@ -26,4 +32,5 @@ def ssim(image: Float[Tensor, "B C H W"], target: Float[Tensor, "B C H W"]) -> F
     variance_a, variance_b, covariance = blur(image * image) - a * a, blur(target * target) - b * b, blur(image * target) - a * b
     luminance = (2 * a * b + K1**2) / (a * a + b * b + K1**2)
     structure = (2 * covariance + K2**2) / (variance_a + variance_b + K2**2)
-    return (luminance * structure).reshape(*image.shape[:2], -1).mean(dim=(1, 2))
+    values = luminance * structure
+    return values.reshape(*image.shape[:2], *values.shape[-2:]).mean(dim=1)

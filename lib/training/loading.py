@@ -1,10 +1,13 @@
 """The batches of the coming steps, decoded by threads while the device works on this one."""
 
+import contextlib
 import dataclasses
+import itertools
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -15,6 +18,8 @@ from torch import Tensor
 from lib.datasets.batches import HeadBatch
 from lib.datasets.sampler import TrainingBatches
 from lib.errors import InputError
+
+Item, Made = TypeVar("Item"), TypeVar("Made")
 
 MOST_THREADS = 8
 AHEAD = 2  # batches per thread that are being decoded or wait for their step
@@ -36,21 +41,36 @@ def load(batches: TrainingBatches, steps: range, workers: int, pinned: bool) -> 
 
     Closing ends the threads. Raises what loading raised (InputError for a picture that cannot be used) at the step it belongs to.
     """
+    shape = None
+
+    def coming() -> Iterator[tuple[int, UInt8[Tensor, "B V 5 H W"] | None]]:
+        for step in steps:  # asked for by the caller's thread
+            yield step, _page_locked(shape) if pinned and workers and shape else None
+
+    with contextlib.closing(ahead(lambda item: _load(batches, *item), coming(), workers)) as loaded:
+        for batch in loaded:
+            shape = batch.pixels.shape  # of all batches; those asked for before the first was there come in ordinary memory
+            yield batch
+
+
+def ahead(make: Callable[[Item], Made], items: Iterable[Item], workers: int) -> Iterator[Made]:
+    """What `make` gives for all items in turn: made by `workers` threads, AHEAD per thread early, or by the caller where there are none.
+
+    Closing ends the threads. Raises what `make` raised at the item it belongs to.
+    """
     if workers == 0:
-        for step in steps:
-            yield batches[step]
+        yield from map(make, items)
         return
-    ahead: deque[Future[HeadBatch]] = deque()
-    coming, shape = iter(steps), None
+    waiting: deque[Future[Made]] = deque()
+    coming = iter(items)
     pool, opencv_threads = ThreadPoolExecutor(workers, "loading"), cv2.getNumThreads()
     cv2.setNumThreads(1)  # of the process: one thread per picture, and a picture per thread, keeps every core busy
     try:
-        for _ in steps:
-            while len(ahead) < AHEAD * workers and (step := next(coming, None)) is not None:
-                ahead.append(pool.submit(_load, batches, step, _page_locked(shape) if pinned and shape else None))
-            batch = ahead.popleft().result()
-            shape = batch.pixels.shape  # of all batches; those asked for before the first was there come in ordinary memory
-            yield batch
+        waiting.extend(pool.submit(make, item) for item in itertools.islice(coming, AHEAD * workers))
+        while waiting:
+            made = waiting.popleft().result()
+            yield made
+            waiting.extend(pool.submit(make, item) for item in itertools.islice(coming, 1))
     except MemoryError as error:
         raise InputError("there is too little memory to load pictures: lower dataset.cache_gb or trainer.workers") from error
     finally:

@@ -15,7 +15,7 @@ from lib.training.stage import AbstractStage
 # Keys that may change between a run and its continuation, by how they start; all others define what is trained.
 FREE_KEYS = (
     "gpu_id", "load_", "recorder.", "trainer.steps", "trainer.epochs", "trainer.device", "trainer.accumulate", "trainer.precision", "trainer.compile",
-    "trainer.workers", "trainer.validate_", "dataset.dataroot", "dataset.cache_gb", "loss.lpips_weights",
+    "trainer.workers", "trainer.validate_", "dataset.dataroot", "dataset.cache_gb", "loss.lpips_weights", "evaluation.",
 )
 # Keys of section `dataset` that only reenactment reads.
 UNUSED_KEYS = {f"dataset.{key}" for key in DrivingConfig.model_fields.keys() - HeadCaptureConfig.model_fields.keys()}

@@ -1,13 +1,21 @@
-"""The parts of the evaluation protocol with a closed form."""
+"""Which pictures are shown, in which order they are measured, and what is drawn in batches."""
+
+import dataclasses
 
 import pytest
 import torch
 
-from lib.avatars.gaussian_head_avatar.evaluation import PictureScore, mouth_box, mouth_is_open, shown_pictures, summarize
-from lib.datasets.batches import HeadBatch
-from lib.datasets.head_capture import Picture
-from lib.geometry.camera import Camera
-from lib.geometry.head_pose import HeadPose
+from benchmarks.reenact import make_avatar
+from lib.avatars.gaussian_head_avatar.drawing import BatchRenderer
+from lib.avatars.gaussian_head_avatar.evaluation import shown_pictures
+from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig, Picture
+from lib.evaluation.truth import contents, follows, in_order, load_portion, without_expression
+from tests.tiny import CAMERAS, HELD_OUT_CAMERA, SIZE, dataset_dict, one_thread
+
+
+@pytest.fixture(scope="module")
+def capture(made) -> HeadCapture:
+    return HeadCapture(HeadCaptureConfig(**dataset_dict(made.subject)))
 
 
 @pytest.mark.parametrize(("frames", "cameras"), [(32, 15), (128, 1), (3, 15), (1, 2)])
@@ -18,41 +26,60 @@ def test_what_is_shown_is_measured_and_seen_from_everywhere(frames, cameras):
     assert len({picture.camera for picture in shown}) == min(8, frames, cameras)
 
 
-def points(gap: float, width: float = 0.05) -> torch.Tensor:
-    """66 landmarks in front of a camera at the origin: mouth rows in a rectangle, inner lips `gap` apart."""
-    landmarks = torch.zeros(66, 3)
-    landmarks[:, 2] = 1.0
-    landmarks[58, 0], landmarks[62, 0] = -width / 2, width / 2
-    landmarks[60, 1], landmarks[64, 1] = -gap / 2, gap / 2
-    return landmarks
+def test_pictures_are_measured_in_the_order_of_time_camera_after_camera(capture):
+    pictures = in_order(capture, reversed(capture.novel_sequence() + capture.novel_view()))
+    assert len(pictures) == len(set(pictures)) == len(capture.novel_sequence()) + len(capture.novel_view())
+    places = [(capture.camera_ids.index(one.camera), capture.frames.index(one.frame)) for one in pictures]
+    assert places == sorted(places)
 
 
-@pytest.mark.parametrize(("gap", "is_open"), [(0.0, False), (0.0099, False), (0.0101, True), (0.03, True)])
-def test_a_mouth_is_open_beyond_a_fifth_of_its_width(gap, is_open):
-    assert mouth_is_open(points(gap)) is is_open
+def test_a_picture_follows_the_frame_before_of_its_camera_and_sequence(capture):
+    for before in capture.frames:
+        for frame in capture.frames:
+            one, other = Picture(frame, CAMERAS[0]), Picture(before, CAMERAS[0])
+            expected = (capture.frames.index(frame) - capture.frames.index(before) == 1
+                        and capture.sequence_of[frame] == capture.sequence_of[before])
+            assert follows(capture, one, other) is expected
+            assert not follows(capture, one, Picture(before, CAMERAS[1])) and not follows(capture, one, None)
 
 
-def batch(landmarks: torch.Tensor, focal: float, center: float = 50.0) -> HeadBatch:
-    camera = Camera(torch.eye(3, 4)[None, None], torch.tensor([[focal, 0.0, center], [0.0, focal, center], [0.0, 0.0, 1.0]])[None, None], 100, 100)
-    return HeadBatch(frame=("a",), view=("b",), frame_index=torch.zeros(1, dtype=torch.long), camera=camera,
-                     pixels=torch.zeros(1, 1, 5, 100, 100, dtype=torch.uint8), expression=torch.zeros(1, 2),
-                     head=HeadPose(torch.zeros(1, 6), torch.ones(1, 1)), control_points=landmarks[None])
+def test_a_portion_is_the_same_whatever_its_size(capture):
+    pictures = in_order(capture, capture.novel_view())
+    whole = load_portion(capture, pictures, None)
+    assert whole.truth.pixels.shape == (len(pictures), 5, SIZE, SIZE) and any(whole.follows)
+    for row, picture in enumerate(pictures):
+        single = load_portion(capture, [picture], pictures[row - 1] if row else None)
+        assert torch.equal(single.truth.pixels[0], whole.truth.pixels[row]) and torch.equal(single.truth.regions[0], whole.truth.regions[row])
+        assert single.follows == (whole.follows[row],) and torch.equal(single.frames[0].expression, whole.frames[row].expression)
+        assert torch.equal(single.frames[0].camera.intrinsics, whole.frames[row].camera.intrinsics)
 
 
-def test_the_mouth_box_is_enlarged_by_a_quarter_about_its_centre():
-    rows, columns = mouth_box(batch(points(gap=0.02), focal=800.0))  # 40 x 16 pixels become 50 x 20
-    assert (columns.start, columns.stop, rows.start, rows.stop) == (25, 75, 40, 60)
+def test_the_face_lies_on_the_head(capture):
+    truth = load_portion(capture, [Picture(capture.frames[0], HELD_OUT_CAMERA)], None).truth
+    face, mask = truth.regions[0, 0].bool(), truth.pixels[0, 3] > 127
+    assert 0.05 < face.float().mean() < mask.float().mean() and (face & mask).sum() > 0.95 * face.sum()
 
 
-def test_the_mouth_box_is_cut_at_the_picture_and_none_outside():
-    rows, columns = mouth_box(batch(points(gap=0.02), focal=800.0, center=90.0))
-    assert (columns.stop, rows.stop) == (100, 100)
-    assert mouth_box(batch(points(gap=0.02), focal=800.0, center=300.0)) is None
+def test_contents_tell_other_pictures(capture):
+    views = contents(capture, capture.novel_view())
+    assert views == contents(capture, list(reversed(capture.novel_view()))) and views.cameras == (HELD_OUT_CAMERA,)
+    assert views.digest != contents(capture, capture.novel_view()[1:]).digest
+    other = HeadCapture(HeadCaptureConfig(**dataset_dict(capture.config.dataroot, held_out_cameras=[CAMERAS[0]])))
+    assert contents(other, other.novel_view()).digest != views.digest
 
 
-def test_means_skip_pictures_to_which_a_measure_does_not_apply():
-    common = {"frame": "0", "camera": "c", "mask_psnr": 1.0, "ssim": 0.5, "expressionless_psnr": None}
-    rows = [PictureScore(psnr=20.0, mouth_psnr=10.0, neutral_mouth_psnr=8.0, **common),
-            PictureScore(psnr=30.0, mouth_psnr=None, neutral_mouth_psnr=None, **common)]
-    summary = summarize(rows)
-    assert summary["psnr"] == 25.0 and summary["mouth_psnr"] == 10.0 and summary["frames"] == 2 and summary["expressionless_psnr"] is None
+def test_a_batch_is_its_pictures_one_by_one(capture):
+    with one_thread():
+        avatar = make_avatar(300)
+        draw = BatchRenderer(avatar, SIZE, SIZE)
+        assert draw.frames_per_second is None
+        frames = [dataclasses.replace(frame, expression=torch.full((1, avatar.head.config.exp_coeffs_dim), 0.1))
+                  for frame in load_portion(capture, in_order(capture, capture.novel_view())[:2], None).frames]
+        drawn = draw(frames)
+        assert drawn.finite == (True, True) and draw.frames_per_second > 0
+        for frame, image in zip(frames, drawn.images, strict=True):
+            with torch.no_grad():
+                assert torch.equal(avatar(frame.expression, frame.pose_code, frame.head, frame.camera).image[0], image)
+        avatar.upsampler.exit.bias.data.fill_(torch.nan)
+        assert BatchRenderer(avatar, SIZE, SIZE)(frames[:1]).finite == (False,)
+        assert torch.equal(without_expression(frames[0]).expression, torch.zeros_like(frames[0].expression))

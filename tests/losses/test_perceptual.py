@@ -135,6 +135,29 @@ def test_a_batch_is_its_pictures_one_by_one(network, models):
 
 
 @BOTH
+def test_under_equal_weights_the_regional_distance_is_the_distance(network, models):
+    image, target = pictures(3, 48, 64), pictures(3, 48, 64, seed=1)
+    found = models[network].regional(image, target, torch.full((2, 2, 48, 64), 0.5))
+    torch.testing.assert_close(found, models[network](image, target)[:, None].expand(2, 2))
+    assert torch.isnan(models[network].regional(image, target, torch.zeros(2, 1, 48, 64))).all()
+
+
+def test_a_region_is_the_mean_of_every_layer_under_its_weight(models, weights):
+    """VGG16 at 64²: layers of 64, 32, 16, 8 and 4 pixels; the region is a whole number of pixels of each."""
+    image, target, region = pictures(3, 64, 64), pictures(3, 64, 64, seed=1), torch.zeros(2, 1, 64, 64)
+    region[..., 16:48, 32:64] = 1.0
+    backbone, heads = weights["vgg"]
+    mean, spread = torch.tensor([[-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]])[..., None, None]
+    features = [vgg_features((2.0 * picture - 1.0 - mean) / spread, backbone) for picture in (image, target)]
+    expected = torch.zeros(2)
+    for k, (a, b) in enumerate(zip(*features, strict=True)):
+        distance = (heads[f"lin{k}.model.1.weight"] * (unit_vectors(a) - unit_vectors(b)).square()).sum(dim=1)
+        step = 64 // distance.shape[-1]
+        expected += distance[:, 16 // step:48 // step, 32 // step:].mean(dim=(1, 2))
+    torch.testing.assert_close(models["vgg"].regional(image, target, region)[:, 0], expected)
+
+
+@BOTH
 def test_gradient_reaches_the_picture_not_the_weights(network, models):
     image, target = (picture[None] for picture in pictures(3, 32, 32))
     image.requires_grad_()

@@ -1,4 +1,4 @@
-"""PSNR and SSIM against scikit-image and closed forms."""
+"""PSNR, SSIM and flicker against scikit-image and closed forms."""
 
 import math
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from lib.metrics.flicker import flicker, jitter
 from lib.metrics.psnr import psnr
-from lib.metrics.ssim import ssim
+from lib.metrics.ssim import MARGIN, ssim, ssim_map
 
 
 def pictures(height, width, channels=3, noise=0.1, seed=0):
@@ -83,3 +84,25 @@ def test_ssim_refuses_pictures_smaller_than_its_window():
     image = torch.rand(1, 3, 10, 20)
     with pytest.raises(ValueError, match="11x11"):
         ssim(image, image)
+
+
+def test_the_map_of_ssim_has_its_mean_and_is_that_of_skimage():
+    image, target = pictures(24, 31)
+    parts = ssim_map(image, target)
+    assert parts.shape == (2, 24 - 2 * MARGIN, 31 - 2 * MARGIN)
+    torch.testing.assert_close(parts.mean(dim=(1, 2)), ssim(image, target))
+    _, full = structural_similarity(channels_last(image[1]), channels_last(target[1]), gaussian_weights=True, sigma=1.5,
+                                    use_sample_covariance=False, data_range=1.0, channel_axis=-1, full=True)
+    torch.testing.assert_close(parts[1], torch.from_numpy(full.mean(axis=-1)[MARGIN:-MARGIN, MARGIN:-MARGIN]))
+
+
+def test_flicker_is_blind_to_a_constant_error_and_sees_a_trembling_one():
+    before, now = pictures(8, 9)[0].split(1)
+    assert float(flicker(now + 0.3, before + 0.3, now, before).abs().max()) < 1e-12
+    torch.testing.assert_close(flicker(now + 0.1, before - 0.1, now, before), torch.full((1, 8, 9), 0.2, dtype=torch.float64))
+
+
+def test_jitter_is_blind_to_even_change_and_that_of_a_frame_that_stands_out():
+    first = pictures(8, 9)[0]
+    assert float(jitter(first + 0.4, first + 0.2, first).abs().max()) < 1e-12
+    torch.testing.assert_close(jitter(first, first + 0.1, first), torch.full((2,), 0.1, dtype=torch.float64))

@@ -1,66 +1,119 @@
 """Measures a trained avatar on pictures it was not trained on. Definitions: docs/evaluation.md."""
 
-import json
-import math
+import contextlib
+import dataclasses
+import hashlib
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from lib.avatars.gaussian_head_avatar.avatar import GaussianAvatar, avatar_from, check_resolution
 from lib.avatars.gaussian_head_avatar.config import check_held_out, check_same, check_subject, shares_frames
+from lib.avatars.gaussian_head_avatar.drawing import BatchRenderer
 from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadTrainConfig
 from lib.avatars.gaussian_head_avatar.published import read_gaussian_head
-from lib.datasets.batches import HeadBatch
+from lib.datasets.driving import DrivingConfig, DrivingSequence
 from lib.datasets.head_capture import HeadCapture, Picture
 from lib.datasets.images import write_image
-from lib.datasets.layout import LEFT_MOUTH_ROW, LOWER_LIP_ROW, MOUTH_ROWS, RIGHT_MOUTH_ROW, UPPER_LIP_ROW
+from lib.datasets.retarget import TrainedFace
 from lib.datasets.sampler import spread
 from lib.errors import InputError
-from lib.files import write_whole
+from lib.evaluation.measures import CrossMeasures, Flicker, TruthMeasures, exact, neutral_psnr
+from lib.evaluation.pictures import ShownPicture, worst_page
+from lib.evaluation.protocol import PROTOCOL_ID, Protocol, SplitContents, load_networks
+from lib.evaluation.report import SplitPages, summary_table, write_report
+from lib.evaluation.scores import PictureName, SplitScores, write_scores
+from lib.evaluation.submission import SubmissionConfig, pack, write_video
+from lib.evaluation.truth import contents, in_order, load_portion, without_expression
 from lib.metrics.psnr import psnr
-from lib.metrics.ssim import ssim
+from lib.training.checkpoint import Checkpoint
+from lib.training.loading import ahead, loading_threads
 from lib.training.recorder import image_rows, read_seconds, shrink, write_seconds
 from lib.training.runtime import choose_device, is_terminal
 
-OPEN_MOUTH = 0.2  # of the mouth width: a larger inner-lip gap counts as open
-MOUTH_MARGIN = 1.25  # the box of the projected mouth landmarks is enlarged by this factor
 SHEET_COLUMNS = 8
+MOST_PICTURES, PIXELS = 8, 8 * 512**2  # of a batch on a GPU; on a CPU pictures are measured one by one
+WORST_BY = {"cross": "jitter"}  # which measure chooses the page of the worst; elsewhere mask_psnr
+REPORT = "report.html"
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class PictureScore:
-    """One picture; None where a measure does not apply."""
+class Sitting:
+    """What all splits of an evaluation share."""
 
-    frame: str
-    camera: str
-    psnr: float
-    mask_psnr: float | None
-    ssim: float
-    mouth_psnr: float | None
-    neutral_mouth_psnr: float | None
-    expressionless_psnr: float | None
+    avatar: GaussianAvatar
+    trained: TrainedFace | None
+    renderer: BatchRenderer
+    folder: Path
+    portion: int  # pictures of a batch
+    workers: int
+    worst: int
 
 
-def evaluate(config: GaussianHeadTrainConfig) -> Path:
-    """Writes metrics.json, pictures.json (per picture) and one comparison picture per split to the result folder.
+def evaluate(config: GaussianHeadTrainConfig) -> str:
+    """Writes metrics.json, pictures.{json,csv}, report.html and two pictures per split to the result folder; returns what to print.
 
-    Raises InputError when nothing was held out or there is no trained avatar.
+    Raises InputError when there is nothing to measure or no trained avatar.
     """
     start = time.perf_counter()
     device = choose_device(config.trainer.device, config.gpu_id)
     check_resolution(config.dataset.resolution)
+    checkpoint, capture = _opened(config)
+    splits = {name: in_order(capture, pictures) for name, pictures in (
+        ("novel_view", capture.novel_view()), ("novel_sequence", capture.novel_sequence())) if pictures}
+    if not splits and config.evaluation.cross is None and config.evaluation.submission is None:
+        raise InputError("dataset.held_out_cameras, dataset.held_out_sequences: nothing is held out, so there is nothing to measure; "
+                         "hold something out, or name a driver without a truth in evaluation.cross")
+    avatar, size = avatar_from(checkpoint).to(device).eval(), config.dataset.resolution
+    networks, backbones = load_networks(config.evaluation, config.loss.lpips_weights, device, size)
+    measure = TruthMeasures(networks, config.evaluation.conventions)
+    portion = max(1, min(MOST_PICTURES, PIXELS // size**2)) if device.type == "cuda" else 1
+    sitting = Sitting(avatar, None if checkpoint.data is None else checkpoint.data.trained_face(), BatchRenderer(avatar, size, size),
+                      config.recorder.result_folder, portion, loading_threads(config.trainer.workers, device, 1), config.evaluation.worst)
+    with exact():
+        measured = [_against_truth(sitting, name, capture, pictures, measure) for name, pictures in splits.items()]
+        held = {name: contents(capture, pictures) for name, pictures in splits.items()}
+        if config.evaluation.cross is not None:
+            driver = _driver(sitting, config.evaluation.cross.model_copy(update={"resolution": size}))
+            measured.append(_without_truth(sitting, driver))
+            held["cross"] = _contents_of_driver(driver)
+        packed = [] if config.evaluation.submission is None else [_submit(sitting, config.evaluation.submission)]
+    if not measured:
+        return "\n".join(packed)
+    return "\n".join((*_written(config, sitting, measured, held, backbones, time.perf_counter() - start), *packed))
+
+
+def _written(config: GaussianHeadTrainConfig, sitting: Sitting, measured: list[SplitPages], held: dict[str, SplitContents], backbones: dict,
+             seconds: float) -> list[str]:
+    """Writes the numbers and the report; returns what to print."""
+    protocol = Protocol(id=PROTOCOL_ID, resolution=config.dataset.resolution, conventions=config.evaluation.conventions, lpips=backbones, splits=held)
+    folder = sitting.folder
+    write_report(folder / REPORT, f"Evaluation of {config.recorder.name}", protocol, measured)
+    write_seconds(folder, "evaluation", seconds)
+    write_scores(folder, [split.scores for split in measured], protocol, read_seconds(folder))
+    count = sum(len(split.scores.pictures) for split in measured)
+    return [*(summary_table(split.scores) + "\n" for split in measured),
+            f"protocol {PROTOCOL_ID}: {count} pictures in {seconds:.1f} s; wrote {folder}/{REPORT}, metrics.json, pictures.json, pictures.csv, "
+            "and per split a comparison picture and worst_<split>.png"]
+
+
+def _opened(config: GaussianHeadTrainConfig) -> tuple[Checkpoint, HeadCapture]:
+    """The avatar of this run, and its subject. Raises InputError where they do not belong together or the avatar has seen what is held out."""
     # After a training the key names what it started from, so its own result goes before.
     own = config.recorder.run_folder / "gaussianhead_latest"
     path = own if own.exists() else config.load_gaussianhead_checkpoint or own
     print(f"evaluating {path}")
     checkpoint = read_gaussian_head(path, "load_gaussianhead_checkpoint", config.gaussianheadmodule, config.supresmodule,
                                     config.load_supres_checkpoint)
-    capture = HeadCapture(config.dataset)
+    capture = HeadCapture(config.dataset.model_copy(update={"cache_gb": 0.0}))  # every picture is needed once
     check_same(config.gaussianheadmodule, checkpoint.section("gaussianheadmodule"), "gaussianheadmodule", path)
     check_same(config.supresmodule, checkpoint.section("supresmodule"), "supresmodule", path)
     check_subject(checkpoint, "gaussianhead", capture)
@@ -68,43 +121,105 @@ def evaluate(config: GaussianHeadTrainConfig) -> Path:
         raise InputError(f"dataset.dataroot: {config.dataset.dataroot} holds another subject than the one {path} was trained on "
                          "(no frame has the same parameters and landmarks); correct dataset.dataroot or recorder.name")
     check_held_out(capture, checkpoint)
-    splits = {"novel_view": capture.novel_view(), "novel_sequence": capture.novel_sequence()}
-    if not any(splits.values()):
-        raise InputError("dataset.held_out_cameras, dataset.held_out_sequences: nothing is held out, so there is nothing to measure")
-    avatar = avatar_from(checkpoint).to(device).eval()
-    folder = config.recorder.result_folder
-    scores = {name: _score_split(avatar, capture, pictures, folder / f"{name}.png", name, device) for name, pictures in splits.items() if pictures}
-    write_seconds(folder, "evaluation", time.perf_counter() - start)
-    metrics = {name: summarize(rows) for name, rows in scores.items()} | {"seconds": read_seconds(folder)}
-    write_whole(folder / "metrics.json", json.dumps(metrics, indent=1))
-    write_whole(folder / "pictures.json", json.dumps({name: [asdict(row) for row in rows] for name, rows in scores.items()}, indent=1))
-    return folder
+    return checkpoint, capture
 
 
-def summarize(rows: list[PictureScore]) -> dict[str, float | int | None]:
-    """Means over the pictures to which a measure applies; `frames` counts pictures."""
-    summary: dict[str, float | int | None] = {}
-    for name in ("psnr", "mask_psnr", "ssim", "mouth_psnr", "neutral_mouth_psnr", "expressionless_psnr"):
-        values = [value for row in rows if (value := getattr(row, name)) is not None]
-        summary[name] = round(sum(values) / len(values), 4) if values else None
-    return summary | {"frames": len(rows)}
+def _against_truth(sitting: Sitting, name: str, capture: HeadCapture, pictures: list[Picture], measure: TruthMeasures) -> SplitPages:
+    """A split that has a truth."""
+    draw, device, flicker = sitting.renderer, sitting.renderer.device, Flicker()
+    parts = [(pictures[first:first + sitting.portion], pictures[first - 1] if first else None)
+             for first in range(0, len(pictures), sitting.portion)]
+    values, names = [], ()
+    with contextlib.closing(ahead(lambda part: load_portion(capture, *part), parts, sitting.workers)) as loaded:
+        for portion in _progress(loaded, name, len(parts)):
+            drawn = draw(portion.frames)
+            for picture, finite in zip(portion.pictures, drawn.finite, strict=True):
+                if not finite:
+                    raise InputError(f"frame {picture.frame}, camera {picture.camera}: the avatar renders NaN; is the checkpoint damaged?")
+            truth, neutral, opened = portion.truth.to(device), drawn.images.clone(), portion.open_mouths()
+            if opened:  # elsewhere the measure does not apply
+                for row, image in zip(opened, draw([without_expression(portion.frames[row]) for row in opened]).images, strict=True):
+                    neutral[row] = image
+            batch = truth.compared(drawn.images)
+            plain = torch.full_like(batch.image, torch.nan) if truth.expressionless is None else truth.expressionless
+            trembling = flicker(batch, portion.follows)
+            measures = measure(batch).and_("neutral_mouth_psnr", neutral_psnr(neutral, batch)).and_("expressionless_psnr", psnr(plain, batch.target))
+            measures = measures.and_("flicker", trembling[:, 0]).and_("mask_flicker", trembling[:, 1])
+            names = measures.names
+            values.append(measures.values)
+    scores = _scores(name, [PictureName(one.frame, one.camera, capture.sequence_of[one.frame]) for one in pictures], names, values, draw)
+
+    def shown(picture: Picture) -> Tensor:
+        """Target, avatar, the same avatar without expression."""
+        portion = load_portion(capture, [picture], None)
+        (frame,) = portion.frames
+        return torch.cat([portion.truth.compared(portion.truth.pixels[:, :3].float()).target,
+                          draw([frame, without_expression(frame)]).images.cpu()])
+
+    def compared(index: int) -> ShownPicture:
+        target, image, _ = shown(pictures[index])
+        return ShownPicture(target, image, _caption(scores, index))
+
+    sheet = image_rows([torch.stack(list(row)) for row in zip(*(shrink(shown(picture)) for picture in in_order(capture, shown_pictures(pictures))),
+                                                              strict=True)])
+    page = worst_page([compared(index) for index in scores.worst(_worst_by(name), sitting.worst)], ("target", "avatar", "error"))
+    return _pages(sitting, scores, [("Target, avatar, the same avatar without expression", sheet)], page)
 
 
-def mouth_is_open(control_points: Float[Tensor, "L 3"]) -> bool:
-    """Whether the gap between the inner lips exceeds 20 % of the distance of the inner mouth corners."""
-    gap = (control_points[UPPER_LIP_ROW] - control_points[LOWER_LIP_ROW]).norm()
-    return bool(gap > OPEN_MOUTH * (control_points[LEFT_MOUTH_ROW] - control_points[RIGHT_MOUTH_ROW]).norm())
+def _without_truth(sitting: Sitting, driver: DrivingSequence) -> SplitPages:
+    """The split `cross`."""
+    draw, measure, values, names = sitting.renderer, CrossMeasures(), [], ()
+    parts = [range(first, min(first + sitting.portion, len(driver))) for first in range(0, len(driver), sitting.portion)]
+    for part in _progress(parts, "cross", len(parts)):
+        measures = measure(draw([driver[index] for index in part]).images)
+        names = measures.names
+        values.append(measures.values)
+    pictures = [PictureName(_frame_name(path, index), driver.config.camera_mode, "") for index, path in enumerate(driver.files)]
+    scores = _scores("cross", pictures, names, values, draw)
+
+    def compared(index: int) -> ShownPicture:
+        before, now = draw([driver[max(0, index - 1)], driver[index]]).images.cpu()
+        return ShownPicture(before, now, _caption(scores, index))
+
+    frames = [driver[index] for index in spread(list(range(len(driver))), SHEET_COLUMNS)]
+    rows = [shrink(torch.cat([draw([change(frame)]).images.cpu() for frame in frames])) for change in (lambda frame: frame, without_expression)]
+    chosen = scores.worst(_worst_by("cross"), sitting.worst) or scores.worst("nonfinite", sitting.worst)
+    page = worst_page([compared(index) for index in chosen], ("frame before", "frame", "change"))
+    return _pages(sitting, scores, [("Avatar, and without expression", image_rows(rows).nan_to_num(0.0))], page)
 
 
-def mouth_box(batch: HeadBatch) -> tuple[slice, slice] | None:
-    """Rows and columns of the enlarged mouth box of a single picture, or None when it lies outside."""
-    points = batch.flat_camera().project(batch.control_points)[0, MOUTH_ROWS]
-    low, high = points.amin(dim=0), points.amax(dim=0)
-    centre, half = (low + high) / 2.0, MOUTH_MARGIN * (high - low) / 2.0
-    height, width = batch.pixels.shape[-2:]
-    left, top = (max(0, math.floor(value)) for value in (centre - half).tolist())
-    right, bottom = (min(size, math.ceil(value)) for value, size in zip((centre + half).tolist(), (width, height), strict=True))
-    return (slice(top, bottom), slice(left, right)) if right > left and bottom > top else None
+def _pages(sitting: Sitting, scores: SplitScores, sheets: list[tuple[str, Tensor]], worst: Tensor) -> SplitPages:
+    write_image(sitting.folder / f"{scores.split}.png", sheets[0][1])
+    write_image(sitting.folder / f"worst_{scores.split}.png", worst)
+    return SplitPages(scores, (*sheets, (f"The worst by {_worst_by(scores.split)}", worst)))
+
+
+def _driver(sitting: Sitting, config: DrivingConfig) -> DrivingSequence:
+    head = sitting.avatar.head
+    driver = DrivingSequence(config, head.own_pose.cpu(), head.config.exp_coeffs_dim, sitting.trained)
+    for note in driver.notes:
+        print(f"driver: {note}")
+    return driver
+
+
+def _contents_of_driver(driver: DrivingSequence) -> SplitContents:
+    frames = [driver[index] for index in range(len(driver))]
+    data = b"".join(part.contiguous().numpy().tobytes() for frame in frames for part in (
+        frame.expression, frame.pose_code, frame.head.pose, frame.head.scale, frame.camera.world_to_camera, frame.camera.intrinsics))
+    return SplitContents(pictures=len(driver), cameras=(driver.config.camera_mode,), sequences=(), digest=hashlib.sha256(data).hexdigest()[:16])
+
+
+def _submit(sitting: Sitting, config: SubmissionConfig) -> str:
+    """Draws this participant's videos and packs all that are there."""
+    draw = BatchRenderer(sitting.avatar, config.width, config.height)
+    views = config.views()
+    for sequence in config.sequences:
+        driver = _driver(sitting, config.driver(sequence))
+        for camera, view in views.items():
+            frames = (dataclasses.replace(driver[index], camera=view) for index in range(len(driver)))
+            pictures = _progress((draw([frame]).images[0] for frame in frames), f"{sequence}, {camera}", len(driver))
+            write_video(config, sequence, camera, pictures)
+    return str(pack(config))
 
 
 def shown_pictures(pictures: list[Picture]) -> set[Picture]:
@@ -114,33 +229,25 @@ def shown_pictures(pictures: list[Picture]) -> set[Picture]:
     return {Picture(frame, cameras[(2 * k + 1) * len(cameras) // (2 * len(frames))]) for k, frame in enumerate(frames)}
 
 
-def _score_split(
-    avatar: GaussianAvatar, capture: HeadCapture, pictures: list[Picture], sheet: Path, name: str, device: torch.device
-) -> list[PictureScore]:
-    rows, shown = [], []
-    chosen = shown_pictures(pictures)
-    for picture in tqdm(pictures, desc=name, unit="picture", mininterval=0.5 if is_terminal() else 15.0):
-        batch = capture.pictures([picture]).to(device)
-        with torch.no_grad():
-            image = avatar(batch.expression, batch.head.pose, batch.head, batch.flat_camera()).image
-            neutral = avatar(torch.zeros_like(batch.expression), batch.head.pose, batch.head, batch.flat_camera()).image
-        target, mask = batch.on_white().flatten(0, 1), batch.masks.flatten(0, 1)
-        if not torch.isfinite(image).all():
-            raise InputError(f"frame {picture.frame}, camera {picture.camera}: the avatar renders NaN; is the checkpoint damaged?")
-        truth = capture.expressionless(picture)
-        box = mouth_box(batch) if mouth_is_open(batch.control_points[0]) else None
-        rows.append(PictureScore(
-            frame=picture.frame, camera=picture.camera,
-            psnr=float(psnr(image, target)),
-            mask_psnr=float(psnr(image, target, mask)) if bool(mask.any()) else None,
-            ssim=float(ssim(image, target)),
-            mouth_psnr=None if box is None else float(psnr(image[:, :, *box], target[:, :, *box])),
-            neutral_mouth_psnr=None if box is None else float(psnr(neutral[:, :, *box], target[:, :, *box])),
-            expressionless_psnr=None if truth is None else float(psnr(truth.to(device)[None], target)),
-        ))
-        if picture in chosen:
-            shown.append(list(shrink(torch.cat([target, image, neutral])).cpu()))
-    # Rows: target, avatar, the same avatar without expression.
-    write_image(sheet, image_rows([torch.stack(list(row)) for row in zip(*shown, strict=True)]))
-    return rows
+def _scores(name: str, pictures: list[PictureName], names: tuple[str, ...], values: list[Tensor], draw: BatchRenderer) -> SplitScores:
+    rows = torch.cat(values).cpu().tolist()  # all numbers of a split are waited for once
+    return SplitScores(name, tuple(pictures), names, tuple(map(tuple, rows)), draw.frames_per_second)
 
+
+def _caption(scores: SplitScores, index: int) -> str:
+    picture, values = scores.pictures[index], dict(zip(scores.names, scores.values[index], strict=True))
+    said = [f"{name} {values[name]:.4g}" for name in ("mask_psnr", "mask_ssim", "lpips_vgg", "jitter", "silhouette_iou") if name in values]
+    return ", ".join([f"frame {picture.frame}", f"camera {picture.camera}", *([picture.sequence] if picture.sequence else []), *said])
+
+
+def _worst_by(split: str) -> str:
+    return WORST_BY.get(split, "mask_psnr")
+
+
+def _frame_name(path: object, index: int) -> str:
+    """params/<frame>/params.npz is called by its folder; what other trackers wrote, by its number."""
+    return Path(str(path)).parent.name if Path(str(path)).name == "params.npz" else f"{index:05d}"
+
+
+def _progress(items: Iterable[Item], name: str, count: int) -> Iterator[Item]:
+    return iter(tqdm(items, desc=name, total=count, unit="batch", mininterval=0.5 if is_terminal() else 15.0))

@@ -23,6 +23,7 @@ from lib.datasets.batches import HeadBatch, on_white, visible
 from lib.datasets.capture_check import check_capture
 from lib.datasets.head_capture import HeadCapture
 from lib.errors import InputError
+from lib.evaluation.protocol import EvaluationConfig
 from lib.geometry.head_pose import HeadPose
 from lib.losses.gaussians import oversize, transparency
 from lib.losses.perceptual import load_lpips
@@ -89,6 +90,7 @@ class GaussianHeadTrainConfig(AvatarConfig):
     loss: GaussianLossConfig = GaussianLossConfig()
     optimizer: GaussianOptimizerConfig = GaussianOptimizerConfig()
     trainer: GaussianTrainerConfig = GaussianTrainerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
 
 @dataclass(frozen=True)

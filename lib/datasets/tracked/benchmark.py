@@ -100,23 +100,33 @@ def _videos(sequence: Path, files: FolderFiles) -> list[_Video]:
     if not paths:
         return []
     calibration = sequence.parent.parent / "calibration" / "camera_params.json"
-    content: Any = read_json(calibration)
     videos = []
     for path in paths:
-        serial = path.stem.removeprefix("cam_")
-        try:
-            extrinsic, intrinsic = content["world_2_cam"][serial], content["intrinsics"]
-            intrinsic = intrinsic[serial] if isinstance(intrinsic, dict) else intrinsic
-        except (LookupError, TypeError) as error:
-            raise InputError(f"{calibration}: camera '{serial}' is missing, of which there is {path}; expected world_2_cam and intrinsics") from error
         pictures, width, height = _video_size(path)
-        matrix, lens = (torch.from_numpy(finite(f"{calibration}: camera '{serial}'", value, (rows, rows)))
-                        for value, rows in ((extrinsic, 4), (intrinsic, 3)))
-        said = (int(content.get("width") or width), int(content.get("height") or height))
         mask = sequence / "alpha_maps" / path.name
-        videos.append(_Video(path, serial, files.picture(mask, str(path), "mask") if mask.parent.is_dir() else None,
-                             Camera(matrix[None, :3], lens[None], *said).resized(width, height), pictures))
+        videos.append(_Video(path, path.stem.removeprefix("cam_"), files.picture(mask, str(path), "mask") if mask.parent.is_dir() else None,
+                             read_calibration(calibration, path.stem.removeprefix("cam_"), (width, height)).resized(width, height), pictures))
     return videos
+
+
+def read_calibration(path: Path, serial: str, size: tuple[int, int] | None) -> Camera:
+    """One camera (a batch of one) of a camera_params.json, of pictures as large as it says, or else of `size` (width, height).
+
+    Raises InputError where the camera is missing, is none, or neither tells the size.
+    """
+    content: Any = read_json(path)
+    try:
+        extrinsic, intrinsic = content["world_2_cam"][serial], content["intrinsics"]
+        intrinsic = intrinsic[serial] if isinstance(intrinsic, dict) else intrinsic
+        said = (content.get("width"), content.get("height"))
+    except (LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: camera '{serial}' is missing; expected world_2_cam and intrinsics with it") from error
+    matrix, lens = (torch.from_numpy(finite(f"{path}: camera '{serial}'", value, (rows, rows))) for value, rows in ((extrinsic, 4), (intrinsic, 3)))
+    width, height = (int(value or other) for value, other in zip(said, size or (0, 0), strict=True))
+    if width < 1 or height < 1:
+        raise InputError(f"{path}: does not say to which 'width' and 'height' its intrinsics refer, and nothing else does; "
+                         "for a submission, write evaluation.submission.calibration_size: [width, height]")
+    return Camera(matrix[None, :3], lens[None], width, height)
 
 
 def _video_size(path: Path) -> tuple[int, int, int]:
