@@ -2,6 +2,7 @@
 
 import threading
 import time
+import warnings
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -64,14 +65,16 @@ class Viewer:
     def run(self) -> None:
         """Draws until `stop` or an interruption. What goes wrong is told in the page, and the next wish is tried."""
         try:
-            while not self._stopping.is_set():
-                try:
-                    pause = self._round(time.perf_counter())
-                except Exception as error:  # noqa: BLE001 (a loop that ends is a page that stands still and does not say why)
-                    pause = REFRESH
-                    self._complain(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
-                self._wake.wait(pause)
-                self._wake.clear()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")  # somebody left while it was drawn
+                while not self._stopping.is_set():
+                    try:
+                        pause = self._round(time.perf_counter())
+                    except Exception as error:  # noqa: BLE001 (a loop that ends is a page that stands still and does not say why)
+                        pause = REFRESH
+                        self._complain(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
+                    self._wake.wait(pause)
+                    self._wake.clear()
         finally:
             self._server.stop()
 

@@ -70,7 +70,9 @@ class Puppet:
         self.lens = driver[0].camera
 
     def frame(self, wish: Wish, camera: Camera) -> DrivingFrame:
-        """What drives the avatar. Where nothing is laid on it, it is the driver's to the bit."""
+        """What drives the avatar. Where nothing is laid on it, it is the driver's to the bit. Raises ValueError for sliders that are no numbers."""
+        if not all(map(math.isfinite, (*wish.offsets, *wish.turn))):
+            raise ValueError(f"sliders of the expression are at {wish.offsets}, of the head at {wish.turn}")
         frame = self.driver[min(max(wish.frame, 0), len(self.driver) - 1)]
         expression, head, code = frame.expression, frame.head, frame.pose_code
         if any(wish.offsets):
