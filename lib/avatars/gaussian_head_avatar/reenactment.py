@@ -31,6 +31,13 @@ class ReenactmentConfig(AvatarConfig):
     video: VideoConfig = VideoConfig()
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>")
 
+    @property
+    def avatar_path(self) -> Path:
+        """The checkpoint that is shown. Raises InputError where none is named."""
+        if self.load_gaussianhead_checkpoint is None:
+            raise InputError("load_gaussianhead_checkpoint: name the avatar, e.g. checkpoints/<name>/gaussianhead_latest")
+        return self.load_gaussianhead_checkpoint
+
 
 @dataclass(frozen=True)
 class LoadedAvatar:
@@ -41,10 +48,8 @@ class LoadedAvatar:
     step: int
 
 
-def load_avatar(config: ReenactmentConfig, path: Path | None, key: str = "load_gaussianhead_checkpoint") -> LoadedAvatar:
-    """The avatar in a checkpoint that `key` named. Raises InputError where there is none, or it differs from what `config` says of it."""
-    if path is None:
-        raise InputError(f"{key}: name the avatar, e.g. checkpoints/<name>/gaussianhead_latest")
+def load_avatar(config: ReenactmentConfig, path: Path, key: str = "load_gaussianhead_checkpoint") -> LoadedAvatar:
+    """The avatar in the checkpoint that `key` names. Raises InputError where there is none, or it differs from what `config` says of it."""
     # Of load_delta_poses_checkpoint nothing is needed: offsets belong to frames of the training.
     checkpoint = read_gaussian_head(path, key, config.gaussianheadmodule, config.supresmodule, config.load_supres_checkpoint)
     check_same(config.gaussianheadmodule, checkpoint.section("gaussianheadmodule"), "gaussianheadmodule", checkpoint.path)
@@ -61,7 +66,7 @@ def reenact(config: ReenactmentConfig) -> Path:
     start = time.perf_counter()
     check_resolution(config.dataset.resolution)
     device = choose_device(config.device, config.gpu_id)
-    loaded = load_avatar(config, config.load_gaussianhead_checkpoint)
+    loaded = load_avatar(config, config.avatar_path)
     avatar = loaded.avatar.to(device)
     driver = DrivingSequence(config.dataset, avatar.head.own_pose.cpu(), avatar.head.config.exp_coeffs_dim, loaded.trained)
     for note in driver.notes:

@@ -17,6 +17,7 @@ class Panel:
         """`look` and `rate` (frames a second) are what is chosen first."""
         gui, length, self._puppet = server.gui, len(puppet.driver), puppet
         gui.configure_theme(show_logo=False, show_share_button=False, control_width="medium")
+        gui.main_panel.dock_right()  # else it lies on the avatar
         self._status = gui.add_markdown("starting")
         with gui.add_folder("Picture"):
             self._view = gui.add_dropdown("View", VIEWS, initial_value=look.view)

@@ -38,7 +38,7 @@ class Viewer:
     def __init__(self, config: ViewerConfig) -> None:
         check_resolution(config.dataset.resolution)
         self._config, device = config, choose_device(config.device, config.gpu_id)
-        keyed = [(config.load_gaussianhead_checkpoint, "load_gaussianhead_checkpoint"), *((path, "beside") for path in config.beside)]
+        keyed = [(config.avatar_path, "load_gaussianhead_checkpoint"), *((path, "beside") for path in config.beside)]
         self.avatars = [WatchedAvatar(config, path, key, device) for path, key in keyed]
         first = self.avatars[0]
         for other in self.avatars[1:]:
@@ -156,7 +156,7 @@ class Viewer:
         if self.panel.rate is not None:
             self._playback.told = frame
             self.panel.tell_frame(frame)
-        lines = [f"`{avatar.path}`, step {avatar.step}" for avatar in self.avatars]
+        lines = [f"`{'/'.join(avatar.path.parts[-2:])}`, step {avatar.step}" for avatar in self.avatars]
         troubles = [f"**{trouble}**" for trouble in (self._trouble, self._outdated) if trouble]
         self.panel.tell("\n\n".join([*lines, self._speed, *troubles]))
 

@@ -71,7 +71,8 @@ class AvatarViews:
             size = look.resolution // SCALE
             through = 1.0 - rasterize(cloud, frame.camera.resized(size, size).to(renderer.device), background[:1]).alpha
             if not renderer.coarse_only:
-                through = torch.nn.functional.interpolate(through, scale_factor=float(SCALE), mode="bilinear")
+                through = _enlarged(through)
+            through = torch.minimum(through, image.amin(dim=1, keepdim=True).clamp(0.0, 1.0))  # more white than is there cannot shine through
             image = image - through * (1.0 - background[:, None, None])
         if renderer.coarse_only:
             image = torch.nn.functional.interpolate(image, scale_factor=float(SCALE), mode="nearest")
@@ -89,12 +90,16 @@ def _opaque(cloud: GaussianCloud, camera: Camera, background: Float[Tensor, "3"]
 
 
 def _normals(cloud: GaussianCloud, camera: Camera, background: Float[Tensor, "3"]) -> Float[Tensor, "3 H W"]:
-    """x right, y up, z towards the camera, from -1 to 1, as red, green, blue."""
-    points = camera.to_camera(cloud.means)
-    drawn = rasterize(dataclasses.replace(cloud, features=points.contiguous()), camera, torch.zeros_like(background))
-    covered = drawn.alpha[0] > COVERED
-    surface = torch.nn.functional.pad(drawn.features / drawn.alpha.clamp_min(1e-6), (1, 1, 1, 1), mode="replicate")[0]
-    across, down = surface[:, 1:-1, 2:] - surface[:, 1:-1, :-2], surface[:, 2:, 1:-1] - surface[:, :-2, 1:-1]
-    normal = torch.nn.functional.normalize(torch.linalg.cross(across, down, dim=0), dim=0)  # away from the camera: z forward
-    color = 0.5 + 0.5 * normal * normal.new_tensor([-1.0, 1.0, 1.0])[:, None, None]
-    return torch.where(covered, color, background[:, None, None])
+    """x right, y up, z towards the camera, from -1 to 1, as red, green, blue. Drawn as in training, at a quarter of the size, and enlarged."""
+    points = camera.to_camera(cloud.means).contiguous()
+    coarse = camera.resized(camera.width // SCALE, camera.height // SCALE)
+    drawn = rasterize(dataclasses.replace(cloud, features=points), coarse, torch.zeros_like(background))
+    surface = torch.nn.functional.pad(drawn.features / drawn.alpha.clamp_min(1e-6), (1, 1, 1, 1), mode="replicate")
+    across, down = surface[..., 1:-1, 2:] - surface[..., 1:-1, :-2], surface[..., 2:, 1:-1] - surface[..., :-2, 1:-1]
+    away = torch.nn.functional.normalize(torch.linalg.cross(across, down, dim=1), dim=1)  # from the camera: x right, y down, z forward
+    color = 0.5 + 0.5 * away * away.new_tensor([-1.0, 1.0, 1.0])[:, None, None]
+    return torch.where(_enlarged(drawn.alpha) > COVERED, _enlarged(color), background[:, None, None])[0]
+
+
+def _enlarged(image: Float[Tensor, "1 C h w"]) -> Float[Tensor, "1 C H W"]:
+    return torch.nn.functional.interpolate(image, scale_factor=float(SCALE), mode="bilinear")

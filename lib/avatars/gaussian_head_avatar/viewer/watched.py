@@ -15,7 +15,7 @@ Version = tuple[int, int, int]
 class WatchedAvatar:
     """The avatar of a checkpoint, and its views. Only reads the file: a training that replaces it is neither locked nor waited for."""
 
-    def __init__(self, config: ViewerConfig, path: Path | None, key: str, device: torch.device) -> None:
+    def __init__(self, config: ViewerConfig, path: Path, key: str, device: torch.device) -> None:
         """Raises InputError as `load_avatar` does."""
         self._config, self.path, self._key, self._device = config, path, key, device
         self._load(self._version())
@@ -43,7 +43,7 @@ class WatchedAvatar:
     def _version(self) -> Version | None:
         """Changes whenever the file is replaced."""
         try:
-            status = None if self.path is None else self.path.stat()
+            status = self.path.stat()
         except OSError:
-            status = None
-        return None if status is None else (status.st_ino, status.st_mtime_ns, status.st_size)
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
