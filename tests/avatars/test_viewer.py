@@ -33,6 +33,7 @@ from lib.datasets.images import to_uint8
 from lib.errors import InputError, NumericalError
 from lib.geometry.camera import look_at
 from lib.geometry.head_pose import HeadPose
+from tests.shell_with_mouth import REACH, mouth_in, shell_with_mouth
 from tests.tiny import one_thread
 
 SIZE, EXPRESSIONS, FRAMES = 64, 64, 4
@@ -206,6 +207,16 @@ def test_a_picture_that_is_not_finite_is_told(puppet, driver):
 def test_sliders_that_are_no_numbers_are_refused(puppet, driver, changes):
     with pytest.raises(ValueError, match="sliders"):
         puppet.frame(wish(**changes), driver[0].camera)
+
+
+def test_a_slider_moves_the_mouth(puppet, driver):
+    views, frame = AvatarViews(shell_with_mouth(1500), "highest"), driver[0]
+    reach = 3.0 * float(puppet.spreads[0])
+    neutral, moved = (views.draw(puppet.frame(wish(offsets=(offset, 0.0, 0.0)), frame.camera), LOOK).float() for offset in (0.0, reach))
+    rows, columns = ((moved - neutral).abs().amax(dim=0) > 15).nonzero().unbind(dim=1)
+    across, down = mouth_in(frame)
+    near = torch.hypot(rows + 0.5 - down * SIZE, columns + 0.5 - across * SIZE) < REACH * SIZE
+    assert len(rows) > 0.005 * SIZE * SIZE and near.float().mean() > 0.95
 
 
 @pytest.mark.parametrize(("aspect", "shape"), [(2.0, (4, 8)), (0.5, (8, 4)), (1.0, (4, 4))])

@@ -5,34 +5,28 @@ import time
 
 import numpy as np
 import pytest
-import torch
 
-from benchmarks.reenact import AXES, make_avatar, make_driver
+from benchmarks.reenact import make_driver
 from lib.avatars.gaussian_head_avatar.reenactment import LoadedAvatar
 from lib.avatars.gaussian_head_avatar.viewer import watched
 from lib.avatars.gaussian_head_avatar.viewer.config import ViewerConfig
 from lib.avatars.gaussian_head_avatar.viewer.viewer import Viewer
 from tests import chromium
 from tests.chromium import Chromium
+from tests.shell_with_mouth import REACH, mouth_in, shell_with_mouth
 
-SIZE, WINDOW = 128, (900, 600)
+SIZE, WINDOW = 128, (1100, 600)
 CANVAS = "(() => { const box = document.querySelector('canvas').getBoundingClientRect(); return [box.left, box.top, box.width, box.height]; })()"
 FIRST_EXPRESSION = 5  # among sliders, after frame, frames a second and three of the head
-MOUTH = (0.0, -0.4, 0.85)  # on the shell, canonical units
 
 pytestmark = pytest.mark.skipif(chromium.COMMAND is None, reason="no chromium here")
 
 
 @pytest.fixture
 def viewer(tmp_path, monkeypatch):
-    """Of an untrained shell, of which expressions move only what is near a mouth."""
+    """Of a shell with a mouth, drawing in a thread."""
     pytest.importorskip("viser")
-    avatar = make_avatar(3000)
-    with torch.no_grad():
-        landmarks, axes = avatar.head.landmarks_3d_neutral, torch.tensor(AXES)
-        landmarks.copy_(axes * torch.nn.functional.normalize(torch.tensor(MOUTH) / axes + 0.1 * torch.randn(landmarks.shape), dim=-1))
-        for layer in avatar.head.exp_color.layers:
-            layer.weight.mul_(1.5)
+    avatar = shell_with_mouth(3000)
     make_driver(tmp_path / "driver", 4, 64, SIZE)
     monkeypatch.setattr(watched, "load_avatar", lambda *_: LoadedAvatar(avatar, None, 0))
     viewer = Viewer(ViewerConfig.model_validate({
@@ -70,11 +64,10 @@ def test_the_page_loads_and_a_slider_moves_the_mouth(viewer, tmp_path):
 
         changed = np.abs(after - before).max(axis=-1) > 15
         height, width = changed.shape
-        frame = viewer.puppet.driver[0]
-        mouth = frame.camera.project(frame.head.to_world(torch.tensor([[MOUTH]])))[0, 0] / SIZE * height  # the picture is as high as the canvas
-        column, row = float(mouth[0]) + 0.5 * (width - height), float(mouth[1])
+        across, down = mouth_in(viewer.puppet.driver[0])
+        column, row = 0.5 * width + (across - 0.5) * height, down * height  # the picture is in the middle of the canvas, as high as that
         rows, columns = np.nonzero(changed)
-        near = np.hypot(rows - row, columns - column) < 0.3 * height
+        near = np.hypot(rows - row, columns - column) < REACH * height
         assert changed.sum() > 0.005 * height * height and near.mean() > 0.95
 
         middle = (round(0.3 * width), round(0.5 * height))

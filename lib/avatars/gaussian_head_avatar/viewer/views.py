@@ -70,9 +70,8 @@ class AvatarViews:
             cloud = dataclasses.replace(cloud, features=torch.zeros_like(cloud.means[..., :1]))
             size = look.resolution // SCALE
             through = 1.0 - rasterize(cloud, frame.camera.resized(size, size).to(renderer.device), background[:1]).alpha
-            if not renderer.coarse_only:
-                through = _enlarged(through)
-            through = torch.minimum(through, image.amin(dim=1, keepdim=True).clamp(0.0, 1.0))  # more white than is there cannot shine through
+            if not renderer.coarse_only:  # more than the least of red, green and blue cannot be white that shines through
+                through = torch.minimum(_enlarged(through), image.amin(dim=1, keepdim=True).clamp_min(0.0))
             image = image - through * (1.0 - background[:, None, None])
         if renderer.coarse_only:
             image = torch.nn.functional.interpolate(image, scale_factor=float(SCALE), mode="nearest")
