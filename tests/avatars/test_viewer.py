@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import queue
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ import roma
 import torch
 
 from benchmarks.reenact import make_avatar, make_driver
-from benchmarks.viewer import Browser, facing
+from benchmarks.viewer import Browser, facing, orbit
 from lib.avatars.gaussian_head_avatar.reenactment import LoadedAvatar
 from lib.avatars.gaussian_head_avatar.renderer import AvatarRenderer
 from lib.avatars.gaussian_head_avatar.viewer import server as server_module
@@ -210,13 +211,14 @@ def test_sliders_that_are_no_numbers_are_refused(puppet, driver, changes):
 
 
 def test_a_slider_moves_the_mouth(puppet, driver):
-    views, frame = AvatarViews(shell_with_mouth(1500), "highest"), driver[0]
-    reach = 3.0 * float(puppet.spreads[0])
-    neutral, moved = (views.draw(puppet.frame(wish(offsets=(offset, 0.0, 0.0)), frame.camera), LOOK).float() for offset in (0.0, reach))
+    size = 2 * SIZE  # a pixel of the coarse picture is then small against the mouth
+    views, frame = AvatarViews(shell_with_mouth(3000), "highest"), driver[0]
+    camera, look, reach = frame.camera.resized(size, size), Look("super-resolved", size), 3.0 * float(puppet.spreads[0])
+    neutral, moved = (views.draw(puppet.frame(wish(offsets=(offset, 0.0, 0.0)), camera), look).float() for offset in (0.0, reach))
     rows, columns = ((moved - neutral).abs().amax(dim=0) > 15).nonzero().unbind(dim=1)
     across, down = mouth_in(frame)
-    near = torch.hypot(rows + 0.5 - down * SIZE, columns + 0.5 - across * SIZE) < REACH * SIZE
-    assert len(rows) > 0.005 * SIZE * SIZE and near.float().mean() > 0.95
+    near = torch.hypot(rows + 0.5 - down * size, columns + 0.5 - across * size) < REACH * size
+    assert len(rows) > 0.005 * size * size and near.float().mean() > 0.95
 
 
 @pytest.mark.parametrize(("aspect", "shape"), [(2.0, (4, 8)), (0.5, (8, 4)), (1.0, (4, 4))])
@@ -317,6 +319,14 @@ def test_playing_shows_frame_after_frame(viser, avatar, tmp_path):
         browser.set("Play", True)
         shown = [next(browser.pictures(20.0)).astype(int) for _ in range(2 * FRAMES)]
         assert sum(np.abs(one - other).max() > 10 for one, other in zip(shown[1:], shown[:-1], strict=True)) >= FRAMES
+
+
+def test_the_client_of_the_benchmark_counts_pictures(viser, avatar, tmp_path):
+    answer = queue.SimpleQueue()
+    with Running(tmp_path, {"one": avatar}) as running:
+        orbit(str(running.viewer.address), SIZE, 0.5, (0.0, 0.0, 0.0), 1.0, answer)
+    waited, pictures, took, shape = answer.get()
+    assert 0.0 < waited < 10.0 and 1 <= pictures < 200 and 0.4 < took < 5.0 and shape == (SIZE, SIZE, 3)
 
 
 def test_nothing_is_drawn_for_nobody(viser, avatar, tmp_path):
