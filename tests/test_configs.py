@@ -10,6 +10,7 @@ from lib.avatars.gaussian_head_avatar.config import AvatarConfig
 from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadTrainConfig
 from lib.avatars.gaussian_head_avatar.mesh_stage import MeshHeadTrainConfig
 from lib.avatars.gaussian_head_avatar.reenactment import ReenactmentConfig
+from lib.avatars.gaussian_head_avatar.viewer.config import ViewerConfig
 from lib.config import Config, read_config, write_config
 from lib.config.reader import Arguments
 
@@ -20,7 +21,7 @@ BENCHMARKS = sorted((FOLDER / "benchmarks").glob("*.y*ml"))
 SCHEMAS: dict[str, type[AvatarConfig]] = {
     "train_meshhead": MeshHeadTrainConfig, "demo_meshhead": MeshHeadTrainConfig,
     "train_gaussianhead": GaussianHeadTrainConfig, "demo_gaussianhead": GaussianHeadTrainConfig,
-    "reenactment": ReenactmentConfig, "demo_reenactment": ReenactmentConfig,
+    "reenactment": ReenactmentConfig, "demo_reenactment": ReenactmentConfig, "demo_viewer": ViewerConfig,
 }
 
 
@@ -42,8 +43,8 @@ def sections(schema: type[BaseModel]) -> set[type[BaseModel]]:
     return found
 
 
-def test_there_are_configurations_of_all_three_stages():
-    assert {schema_of(path) for path in FILES} == {MeshHeadTrainConfig, GaussianHeadTrainConfig, ReenactmentConfig}
+def test_there_are_configurations_of_all_stages_and_the_viewer():
+    assert {schema_of(path) for path in FILES} == {MeshHeadTrainConfig, GaussianHeadTrainConfig, ReenactmentConfig, ViewerConfig}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -59,12 +60,12 @@ def test_shipped_cameras_are_sane(path):
     assert len(set(dataset.camera_ids)) == len(dataset.camera_ids)
     assert set(dataset.held_out_cameras) < {*dataset.camera_ids, "one must be left"}
     assert all(camera.isdigit() for camera in dataset.camera_ids)
-    if schema_of(path) is not ReenactmentConfig:
+    if not issubclass(schema_of(path), ReenactmentConfig):
         assert len(set(dataset.camera_ids) - set(dataset.held_out_cameras)) >= 1
     assert 0 < dataset.resolution <= dataset.original_resolution
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if schema_of(path) is ReenactmentConfig], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [path for path in FILES if issubclass(schema_of(path), ReenactmentConfig)], ids=lambda path: path.name)
 def test_shipped_reenactment_has_a_driver_and_a_camera(path):
     config = load(path)
     assert config.dataset.param_files and (config.dataset.freeview or config.dataset.camera_path)
@@ -104,9 +105,10 @@ def test_benchmarks_lie_over_every_subject_and_hide_what_is_hidden(overlay, base
 
 
 def test_demo_files_are_one_chain():
-    mesh, gaussian, reenactment = (load(FOLDER / f"demo_{stage}.yaml") for stage in ("meshhead", "gaussianhead", "reenactment"))
+    mesh, gaussian, reenactment, viewer = (
+        load(FOLDER / f"demo_{stage}.yaml") for stage in ("meshhead", "gaussianhead", "reenactment", "viewer"))
     assert gaussian.load_meshhead_checkpoint == mesh.recorder.run_folder / "meshhead_latest"
-    assert reenactment.load_gaussianhead_checkpoint == gaussian.recorder.run_folder / "gaussianhead_latest"
+    assert viewer.load_gaussianhead_checkpoint == reenactment.load_gaussianhead_checkpoint == gaussian.recorder.run_folder / "gaussianhead_latest"
     assert mesh.dataset.dataroot == gaussian.dataset.dataroot
     assert (mesh.dataset.camera_ids, mesh.dataset.held_out_cameras, mesh.dataset.held_out_sequences) == (
         gaussian.dataset.camera_ids, gaussian.dataset.held_out_cameras, gaussian.dataset.held_out_sequences)

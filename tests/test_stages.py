@@ -604,7 +604,7 @@ def test_broken_weights_are_not_saved_over_good_ones(made, runs, monkeypatch):
     assert {name for name in before if after[name] != before[name]} <= LOGS
 
 
-@pytest.mark.parametrize("script", ["train_meshhead", "train_gaussianhead", "reenactment", "evaluate"])
+@pytest.mark.parametrize("script", ["train_meshhead", "train_gaussianhead", "reenactment", "evaluate", "viewer"])
 def test_scripts_end_with_one_line_and_code_2(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{script}.py", "--config", str(tmp_path / "nowhere.yaml")])
     with pytest.raises(SystemExit) as stop:

@@ -1,17 +1,19 @@
 """Stage 3: an avatar driven by a sequence, to frames, a video and a contact sheet."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field
 
-from lib.avatars.gaussian_head_avatar.avatar import avatar_from, check_resolution
+from lib.avatars.gaussian_head_avatar.avatar import GaussianAvatar, avatar_from, check_resolution
 from lib.avatars.gaussian_head_avatar.config import AvatarConfig, check_same
 from lib.avatars.gaussian_head_avatar.film import VideoConfig, film
 from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHeadConfig
 from lib.avatars.gaussian_head_avatar.published import read_gaussian_head
 from lib.avatars.gaussian_head_avatar.renderer import AvatarRenderer
 from lib.datasets.driving import DrivingSequence
+from lib.datasets.retarget import TrainedFace
 from lib.errors import InputError
 from lib.networks.precision import Precision
 from lib.networks.upsampler import UpsamplerConfig
@@ -29,6 +31,32 @@ class ReenactmentConfig(AvatarConfig):
     video: VideoConfig = VideoConfig()
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>")
 
+    @property
+    def avatar_path(self) -> Path:
+        """The checkpoint that is shown. Raises InputError where none is named."""
+        if self.load_gaussianhead_checkpoint is None:
+            raise InputError("load_gaussianhead_checkpoint: name the avatar, e.g. checkpoints/<name>/gaussianhead_latest")
+        return self.load_gaussianhead_checkpoint
+
+
+@dataclass(frozen=True)
+class LoadedAvatar:
+    """An avatar on the CPU, what its training has seen of the face (None: not known), and after how many steps it was saved."""
+
+    avatar: GaussianAvatar
+    trained: TrainedFace | None
+    step: int
+
+
+def load_avatar(config: ReenactmentConfig, path: Path, key: str = "load_gaussianhead_checkpoint") -> LoadedAvatar:
+    """The avatar in the checkpoint that `key` names. Raises InputError where there is none, or it differs from what `config` says of it."""
+    # Of load_delta_poses_checkpoint nothing is needed: offsets belong to frames of the training.
+    checkpoint = read_gaussian_head(path, key, config.gaussianheadmodule, config.supresmodule, config.load_supres_checkpoint)
+    check_same(config.gaussianheadmodule, checkpoint.section("gaussianheadmodule"), "gaussianheadmodule", checkpoint.path)
+    check_same(config.supresmodule, checkpoint.section("supresmodule"), "supresmodule", checkpoint.path)
+    trained = None if checkpoint.data is None else checkpoint.data.trained_face()
+    return LoadedAvatar(avatar_from(checkpoint).eval(), trained, checkpoint.step)
+
 
 def reenact(config: ReenactmentConfig) -> Path:
     """Writes <result_path>/<name>/{frames/<number>.png, reenactment.mp4, contact_sheet.png}; returns that folder.
@@ -37,17 +65,10 @@ def reenact(config: ReenactmentConfig) -> Path:
     """
     start = time.perf_counter()
     check_resolution(config.dataset.resolution)
-    if config.load_gaussianhead_checkpoint is None:
-        raise InputError("load_gaussianhead_checkpoint: name the avatar, e.g. checkpoints/<name>/gaussianhead_latest")
-    # Of load_delta_poses_checkpoint nothing is needed: offsets belong to frames of the training.
-    checkpoint = read_gaussian_head(config.load_gaussianhead_checkpoint, "load_gaussianhead_checkpoint", config.gaussianheadmodule,
-                                    config.supresmodule, config.load_supres_checkpoint)
-    check_same(config.gaussianheadmodule, checkpoint.section("gaussianheadmodule"), "gaussianheadmodule", checkpoint.path)
-    check_same(config.supresmodule, checkpoint.section("supresmodule"), "supresmodule", checkpoint.path)
     device = choose_device(config.device, config.gpu_id)
-    avatar = avatar_from(checkpoint).to(device).eval()
-    trained = None if checkpoint.data is None else checkpoint.data.trained_face()
-    driver = DrivingSequence(config.dataset, avatar.head.own_pose.cpu(), avatar.head.config.exp_coeffs_dim, trained)
+    loaded = load_avatar(config, config.avatar_path)
+    avatar = loaded.avatar.to(device)
+    driver = DrivingSequence(config.dataset, avatar.head.own_pose.cpu(), avatar.head.config.exp_coeffs_dim, loaded.trained)
     for note in driver.notes:
         print(f"driver: {note}")
     folder, size = config.recorder.result_folder, config.dataset.resolution
