@@ -15,6 +15,7 @@ from lib.datasets.driving import DrivingSequence
 from lib.errors import InputError
 from lib.networks.precision import Precision
 from lib.networks.upsampler import UpsamplerConfig
+from lib.training.checkpoint import Checkpoint
 from lib.training.recorder import write_seconds
 from lib.training.runtime import choose_device
 
@@ -30,13 +31,8 @@ class ReenactmentConfig(AvatarConfig):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>")
 
 
-def reenact(config: ReenactmentConfig) -> Path:
-    """Writes <result_path>/<name>/{frames/<number>.png, reenactment.mp4, contact_sheet.png}; returns that folder.
-
-    Raises InputError when the driver has not the coefficients of the avatar, or anything it needs is missing.
-    """
-    start = time.perf_counter()
-    check_resolution(config.dataset.resolution)
+def read_avatar(config: ReenactmentConfig) -> Checkpoint:
+    """The avatar that a configuration names: ours, published or a bundle. Raises InputError where there is none, or another than it says."""
     if config.load_gaussianhead_checkpoint is None:
         raise InputError("load_gaussianhead_checkpoint: name the avatar, e.g. checkpoints/<name>/gaussianhead_latest")
     # Of load_delta_poses_checkpoint nothing is needed: offsets belong to frames of the training.
@@ -44,6 +40,17 @@ def reenact(config: ReenactmentConfig) -> Path:
                                     config.supresmodule, config.load_supres_checkpoint)
     check_same(config.gaussianheadmodule, checkpoint.section("gaussianheadmodule"), "gaussianheadmodule", checkpoint.path)
     check_same(config.supresmodule, checkpoint.section("supresmodule"), "supresmodule", checkpoint.path)
+    return checkpoint
+
+
+def reenact(config: ReenactmentConfig) -> Path:
+    """Writes <result_path>/<name>/{frames/<number>.png, reenactment.mp4, contact_sheet.png}; returns that folder.
+
+    Raises InputError when the driver has not the coefficients of the avatar, or anything it needs is missing.
+    """
+    start = time.perf_counter()
+    check_resolution(config.dataset.resolution)
+    checkpoint = read_avatar(config)
     device = choose_device(config.device, config.gpu_id)
     avatar = avatar_from(checkpoint).to(device).eval()
     trained = None if checkpoint.data is None else checkpoint.data.trained_face()
