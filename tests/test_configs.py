@@ -7,6 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from lib.avatars.gaussian_head_avatar.config import AvatarConfig
+from lib.avatars.gaussian_head_avatar.export import ExportConfig
 from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadTrainConfig
 from lib.avatars.gaussian_head_avatar.mesh_stage import MeshHeadTrainConfig
 from lib.avatars.gaussian_head_avatar.reenactment import ReenactmentConfig
@@ -19,7 +20,7 @@ PRESETS = sorted((FOLDER / "presets").glob("*.y*ml"))
 SCHEMAS: dict[str, type[AvatarConfig]] = {
     "train_meshhead": MeshHeadTrainConfig, "demo_meshhead": MeshHeadTrainConfig,
     "train_gaussianhead": GaussianHeadTrainConfig, "demo_gaussianhead": GaussianHeadTrainConfig,
-    "reenactment": ReenactmentConfig, "demo_reenactment": ReenactmentConfig,
+    "reenactment": ReenactmentConfig, "demo_reenactment": ReenactmentConfig, "demo_export": ExportConfig,
 }
 
 
@@ -41,8 +42,8 @@ def sections(schema: type[BaseModel]) -> set[type[BaseModel]]:
     return found
 
 
-def test_there_are_configurations_of_all_three_stages():
-    assert {schema_of(path) for path in FILES} == {MeshHeadTrainConfig, GaussianHeadTrainConfig, ReenactmentConfig}
+def test_there_are_configurations_of_all_three_stages_and_of_export():
+    assert {schema_of(path) for path in FILES} == {MeshHeadTrainConfig, GaussianHeadTrainConfig, ReenactmentConfig, ExportConfig}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -58,7 +59,7 @@ def test_shipped_cameras_are_sane(path):
     assert len(set(dataset.camera_ids)) == len(dataset.camera_ids)
     assert set(dataset.held_out_cameras) < {*dataset.camera_ids, "one must be left"}
     assert all(camera.isdigit() for camera in dataset.camera_ids)
-    if schema_of(path) is not ReenactmentConfig:
+    if schema_of(path) not in (ReenactmentConfig, ExportConfig):
         assert len(set(dataset.camera_ids) - set(dataset.held_out_cameras)) >= 1
     assert 0 < dataset.resolution <= dataset.original_resolution
 

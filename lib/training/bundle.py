@@ -42,7 +42,10 @@ class Leaflet:
 
 def write_bundle(path: Path, checkpoint: Checkpoint, sections: tuple[str, ...], leaflet: Leaflet) -> None:
     """Writes all modules of a checkpoint and the named sections of its configuration (others hold paths of the machine it was trained on);
-    neither optimizers nor random state. Replaces the file at once."""
+    neither optimizers nor random state. Replaces the file at once.
+
+    Raises InputError for metrics that are none and where it cannot be written.
+    """
     entries = {LICENSE: leaflet.license.encode(), THUMBNAIL: encode(leaflet.thumbnail, ".png")}
     if leaflet.metrics is not None:
         entries[METRICS] = leaflet.metrics.encode()
@@ -97,7 +100,7 @@ def read_bundle(path: Path, stage: str, key: str) -> Checkpoint:
                 modules.setdefault(module, {})[tensor] = _tensor(content, f"{what}: '{name}'")
         return Checkpoint(stage=stage, step=int(manifest["step"]), best_psnr=float("-inf"), seconds=float(manifest["seconds"]),
                           config=dict(manifest["config"]), data=data, modules=modules, optimizers={}, path=path)
-    except (KeyError, TypeError, ValueError) as error:  # its hashes are right, so it was written like this
+    except (LookupError, TypeError, ValueError) as error:  # its hashes are right, so it was written like this
         raise InputError(f"{what}: its {MANIFEST} is not that of a bundle ({type(error).__name__}: {error}); write the bundle again") from error
 
 
@@ -145,5 +148,10 @@ def _tensor(content: bytes, what: str) -> Tensor:
 
 
 def _protocol(metrics: str | None) -> Any:
-    """The id of the evaluation's protocol in a metrics.json; None where it has none."""
-    return None if metrics is None else json.loads(metrics).get("protocol")
+    """The id of the evaluation's protocol in a metrics.json; None where it has none. Raises InputError for what is no metrics.json."""
+    try:
+        content = {} if metrics is None else json.loads(metrics)
+        protocol = content.get("protocol")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"metrics_file: not a metrics.json ({error}); name the one that evaluate.py wrote for this avatar") from error
+    return protocol.get("id") if isinstance(protocol, dict) else protocol

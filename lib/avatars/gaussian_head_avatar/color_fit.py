@@ -20,7 +20,7 @@ DISTANCE, TARGET = 12.0, (0.0, 0.0, 0.5)
 FITTED = tuple((azimuth, elevation) for azimuth in (-40.0, -20.0, 0.0, 20.0, 40.0) for elevation in (-10.0, 10.0))
 CHECKED = ((-30.0, 0.0), (-10.0, 0.0), (10.0, 0.0), (30.0, 0.0))  # between those
 # Of the mean of the diagonal: as much weight has it that the first three channels are RGB. 32 channels are hardly independent.
-RIDGE = 1e-4
+RIDGE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ def look_at_head(head: HeadPose, azimuth: float, elevation: float, size: int) ->
     focal = ORBIT_FOCAL_PER_PIXEL * size
     intrinsics = torch.tensor([[[focal, 0.0, size / 2], [0.0, focal, size / 2], [0.0, 0.0, 1.0]]])
     return Camera(torch.cat([turned, moved], dim=-1).float(), intrinsics, size, size).to(head.pose.device)
+
+
+def pixel(size: int) -> float:
+    """How many canonical units a pixel of such a camera is wide, at the head."""
+    return DISTANCE / (ORBIT_FOCAL_PER_PIXEL * size)
 
 
 def draw(avatar: GaussianAvatar, frame: DrivingFrame, direction: tuple[float, float], size: int) -> AvatarImage:

@@ -28,7 +28,7 @@ def write_meshes(head: MeshHead, frames: Sequence[DrivingFrame], paths: Sequence
         mesh = ColoredMesh(posed.vertices_world[0], posed.colors[0, :, RGB], posed.faces)
         vertices, faces = len(mesh.vertices), len(mesh.faces)
         if paths[index].suffix == ".obj":
-            write_obj(paths[index], mesh, notes[index])
+            write_obj(paths[index], mesh, [attribution, *notes[index]] if attribution else notes[index])
         else:
             write_glb(paths[index], mesh, paths[index].stem, attribution, "; ".join(notes[index]))
     return vertices, faces
