@@ -90,7 +90,7 @@ def test_only_the_public_error_type_is_caught_blindly_at_the_edge():
     assert bare == []
 
 
-@pytest.mark.parametrize("name", ["train_meshhead", "train_gaussianhead", "reenactment", "evaluate", "viewer"])
+@pytest.mark.parametrize("name", ["train_meshhead", "train_gaussianhead", "reenactment", "evaluate", "viewer", "export"])
 def test_scripts_are_thin(name):
     tree = ast.parse((ROOT / f"{name}.py").read_text())
     main = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")

@@ -7,6 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from lib.avatars.gaussian_head_avatar.config import AvatarConfig
+from lib.avatars.gaussian_head_avatar.export import ExportConfig
 from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadTrainConfig
 from lib.avatars.gaussian_head_avatar.mesh_stage import MeshHeadTrainConfig
 from lib.avatars.gaussian_head_avatar.reenactment import ReenactmentConfig
@@ -22,6 +23,7 @@ SCHEMAS: dict[str, type[AvatarConfig]] = {
     "train_meshhead": MeshHeadTrainConfig, "demo_meshhead": MeshHeadTrainConfig,
     "train_gaussianhead": GaussianHeadTrainConfig, "demo_gaussianhead": GaussianHeadTrainConfig,
     "reenactment": ReenactmentConfig, "demo_reenactment": ReenactmentConfig, "demo_viewer": ViewerConfig,
+    "demo_export": ExportConfig,
 }
 
 
@@ -43,8 +45,8 @@ def sections(schema: type[BaseModel]) -> set[type[BaseModel]]:
     return found
 
 
-def test_there_are_configurations_of_all_stages_and_the_viewer():
-    assert {schema_of(path) for path in FILES} == {MeshHeadTrainConfig, GaussianHeadTrainConfig, ReenactmentConfig, ViewerConfig}
+def test_there_are_configurations_of_all_stages_the_viewer_and_export():
+    assert {schema_of(path) for path in FILES} == {MeshHeadTrainConfig, GaussianHeadTrainConfig, ReenactmentConfig, ViewerConfig, ExportConfig}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -85,12 +85,17 @@ def write_image(path: Path, image: Float[Tensor, "3 H W"]) -> None:
 
 def write_pixels(path: Path, image: UInt8[Tensor, "3 H W"]) -> None:
     """As write_image, from 8 bits on the CPU."""
-    pixels = image.permute(1, 2, 0).numpy()[..., ::-1]
-    quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
     try:
-        encoded, data = cv2.imencode(path.suffix, pixels, quality)
-    except cv2.error:
-        encoded = False
+        data = encode(image, path.suffix)
+    except cv2.error as error:
+        raise InputError(f"{path}: cannot be encoded as '{path.suffix}'; expected a name that ends in .png or .jpg") from error
+    write_whole(path, data)
+
+
+def encode(image: UInt8[Tensor, "3 H W"], suffix: str) -> bytes:
+    """A picture file of that suffix, RGB, from 8 bits on the CPU. Raises cv2.error for a suffix that is none."""
+    pixels = image.permute(1, 2, 0).numpy()[..., ::-1]
+    encoded, data = cv2.imencode(suffix, pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if suffix == ".jpg" else [])
     if not encoded:
-        raise InputError(f"{path}: cannot be encoded as '{path.suffix}'; expected a name that ends in .png or .jpg")
-    write_whole(path, data.tobytes())
+        raise cv2.error(f"not encoded as '{suffix}'")
+    return data.tobytes()

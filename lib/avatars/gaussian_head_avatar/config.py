@@ -22,7 +22,7 @@ class AvatarConfig(Config):
 
     gpu_id: int = Field(0, ge=0, description="CUDA device used by trainer.device auto; ignored without CUDA and with several processes")
     load_meshhead_checkpoint: Path | None = Field(None, description="stage 2: the stage-1 checkpoint to start from (stage 1: its own, to resume)")
-    load_gaussianhead_checkpoint: Path | None = Field(None, description="reenactment: the avatar (stage 2: its own, to resume)")
+    load_gaussianhead_checkpoint: Path | None = Field(None, description="reenactment: the avatar, also a bundle (stage 2: its own, to resume)")
     load_supres_checkpoint: Path | None = Field(None, description="published file of its own; our gaussianhead checkpoint contains it")
     load_delta_poses_checkpoint: Path | None = Field(None, description="published file of its own; our gaussianhead checkpoint contains it")
     lr_net: float | None = Field(None, gt=0, description="Adam learning rate of networks (stage 2: also of opacity)")

@@ -135,12 +135,16 @@ class MeshHead(nn.Module):
 
     def forward(self, batch: HeadBatch) -> DeformedHead:
         """The neutral surface, coloured and deformed by each frame's expression and pose."""
+        return self.deform(batch.expression, batch.head.pose, batch.head)
+
+    def deform(self, expression: Float[Tensor, "B E"], pose_code: Float[Tensor, "B 6"], head: HeadPose) -> DeformedHead:
+        """As `forward`. `pose_code` is the pose the networks see, `head` the one that places the head."""
         neutral, landmark_count = self.landmarks_3d_neutral, len(self.landmarks_3d_neutral)
         surface, landmark_sdf, landmark_offset = self._neutral(int(self.config.subdivide), neutral)
         vertices, landmarks = surface.vertices, neutral + landmark_offset.tanh() / OFFSET_DIVISOR
         weights = control(vertices, self.landmarks_3d_neutral, self.config.dist_threshold_near, self.config.dist_threshold_far)
         near, far = weights.expression_rows, weights.pose_rows
-        expression, pose = batch.expression, self.encode(batch.head.pose)
+        pose = self.encode(pose_code)
 
         # index_select: unlike that of indexing, its gradient needs no sorting.
         colors = weights.blend(
@@ -156,7 +160,7 @@ class MeshHead(nn.Module):
         moved = moved + self.config.deform_scale * weights.pose_part(by_pose)
 
         return DeformedHead(
-            mesh=HeadMesh(batch.head.to_world(moved), colors, surface.faces),
+            mesh=HeadMesh(head.to_world(moved), colors, surface.faces),
             landmarks_canonical=landmarks + self.config.deform_scale * landmark_motion,
             landmark_sdf=landmark_sdf,
             deformation_magnitude=mean_squared_norm(by_expression) + mean_squared_norm(by_pose),

@@ -18,15 +18,20 @@ from lib.errors import InputError
 from lib.geometry.tetmesh import TetGrid, oriented
 from lib.networks.positional_encoding import encoded_width
 from lib.networks.upsampler import UpsamplerConfig
+from lib.training.bundle import is_bundle, read_bundle
 from lib.training.checkpoint import Checkpoint, is_checkpoint, parse_checkpoint, read_file
 
 # Layer <i> of a published MLP, as a 1x1 convolution of shape (out, in, 1).
 _LAYER = re.compile(r"^(?P<network>\w+?)(_mlp)?\.conv(?P<layer>\d+)\.(?P<kind>weight|bias)$")
+# The tables of names, for both directions (publish.py writes what this file reads).
 # Published network names without "_mlp" -> ours and the configuration list of its widths.
-_MESH_NETWORKS = {name: (name, f"{name}_mlp") for name in ("exp_color", "pose_color", "exp_deform", "pose_deform")}
-_GAUSSIAN_NETWORKS = _MESH_NETWORKS | {name: (name, f"{name}_mlp") for name in ("exp_attributes", "pose_attributes")}
-_MESH_NETWORKS |= {"geo": ("geometry", "geo_mlp")}
-_UPSAMPLER = {
+MESH_NETWORKS = {name: (name, f"{name}_mlp") for name in ("exp_color", "pose_color", "exp_deform", "pose_deform")}
+GAUSSIAN_NETWORKS = MESH_NETWORKS | {name: (name, f"{name}_mlp") for name in ("exp_attributes", "pose_attributes")}
+MESH_NETWORKS |= {"geo": ("geometry", "geo_mlp")}
+# Tensors of the same name in both.
+MESH_TENSORS = ("landmarks_3d_neutral", "tet_verts", "tets")
+GAUSSIAN_TENSORS = ("xyz", "feature", "scales", "rotation", "opacity", "landmarks_3d_neutral")
+UPSAMPLER = {
     f"upsampler.{theirs}.double_conv.{layer}.weight": f"{ours}.{layer}.weight"
     for theirs, ours in (("inc", "entry"), ("up1.conv", "up1"), ("up2.conv", "up2")) for layer in (0, 3)
 } | {f"upsampler.outc.conv.{kind}": f"exit.{kind}" for kind in ("weight", "bias")}
@@ -42,8 +47,8 @@ def read_mesh_head(path: Path, key: str, config: MeshHeadConfig | None) -> Check
     state = read_file(path, key)
     if is_checkpoint(state):
         return parse_checkpoint(state, path, "meshhead", key)
-    tensors = _tensors(state, path, key, "landmarks_3d_neutral", "tet_verts", "tets")
-    networks, widths, rest = _networks(tensors, _MESH_NETWORKS, f"{key}: {path}")
+    tensors = _tensors(state, path, key, *MESH_TENSORS)
+    networks, widths, rest = _networks(tensors, MESH_NETWORKS, f"{key}: {path}")
     resolved = _with_widths(config or MeshHeadConfig(), widths, "meshheadmodule", path)
     vertices, tets = rest.pop("tet_verts").float(), rest.pop("tets").long()
     if vertices.shape[1:] != (3,) or tets.shape[1:] != (4,) or int(tets.min()) < 0 or int(tets.max()) >= len(vertices):
@@ -58,20 +63,20 @@ def read_gaussian_head(
     path: Path, key: str, head: GaussianHeadConfig | None, upsampler: UpsamplerConfig | None, supres_path: Path | None,
     poses_path: Path | None = None, mesh_head: MeshHeadConfig | None = None,
 ) -> Checkpoint:
-    """A stage-2 checkpoint. Ours holds everything; a published one is completed by the files of load_supres_checkpoint
-    (required) and load_delta_poses_checkpoint (optional).
+    """A stage-2 checkpoint, or the bundle of one. Ours hold everything; a published one is completed by the files of
+    load_supres_checkpoint (required) and load_delta_poses_checkpoint (optional).
 
-    Raises InputError for a file that is neither, or whose tensors do not fit together.
+    Raises InputError for a file that is none of these, or whose tensors do not fit together.
     """
-    state = read_file(path, key)
-    if is_checkpoint(state):
+    bundled = is_bundle(path)
+    state = None if bundled else read_file(path, key)
+    if bundled or is_checkpoint(state):
         for other_key, other in (("load_supres_checkpoint", supres_path), ("load_delta_poses_checkpoint", poses_path)):
             if other is not None and other.exists():
                 print(f"{other_key}: {other} is not used: {path} is a checkpoint of this project and holds its own")
-        return parse_checkpoint(state, path, "gaussianhead", key)
-    named = ("xyz", "feature", "scales", "rotation", "opacity", "landmarks_3d_neutral")
-    tensors = _tensors(state, path, key, *named)
-    networks, widths, rest = _networks(tensors, _GAUSSIAN_NETWORKS, f"{key}: {path}")
+        return read_bundle(path, "gaussianhead", key) if bundled else parse_checkpoint(state, path, "gaussianhead", key)
+    tensors = _tensors(state, path, key, *GAUSSIAN_TENSORS)
+    networks, widths, rest = _networks(tensors, GAUSSIAN_NETWORKS, f"{key}: {path}")
     config = head or GaussianHeadConfig()
     resolved = _with_widths(config, widths, "gaussianheadmodule", path)
     expressions = widths["exp_deform_mlp"][0] - encoded_width(3, config.pos_freq)
@@ -79,7 +84,7 @@ def read_gaussian_head(
         raise InputError(f"gaussianheadmodule.exp_coeffs_dim is {config.exp_coeffs_dim}, but {path} has {expressions} "
                          f"(= exp_deform_mlp[0] {widths['exp_deform_mlp'][0]} - {encoded_width(3, config.pos_freq)} encoded position)")
     resolved = resolved.model_copy(update={"exp_coeffs_dim": expressions})
-    module = networks | {name: rest.pop(name).float() for name in named} | {"own_pose": torch.zeros(6)}
+    module = networks | {name: rest.pop(name).float() for name in GAUSSIAN_TENSORS} | {"own_pose": torch.zeros(6)}
     _report(key, path, f"Gaussian head, {len(module['xyz']):,} Gaussians, {len(module['landmarks_3d_neutral'])} landmarks; "
                        "it does not know its own pose: head_pose own is the origin", widths, rest)
     if supres_path is None:
@@ -105,9 +110,9 @@ def _looks_published(state: Any) -> bool:
 
 def _read_upsampler(path: Path, given: UpsamplerConfig | None) -> tuple[State, UpsamplerConfig]:
     key = "load_supres_checkpoint"
-    tensors = _tensors(read_file(path, key), path, key, *_UPSAMPLER)
+    tensors = _tensors(read_file(path, key), path, key, *UPSAMPLER)
     rest = dict(tensors)
-    state = {ours: rest.pop(theirs).float() for theirs, ours in _UPSAMPLER.items()}
+    state = {ours: rest.pop(theirs).float() for theirs, ours in UPSAMPLER.items()}
     entry, last = state["entry.0.weight"], state["exit.weight"]
     found = UpsamplerConfig(input_dim=entry.shape[1], output_dim=last.shape[0], network_capacity=last.shape[1])
     if given is not None:

@@ -17,6 +17,7 @@ from lib.datasets.retarget import TrainedFace
 from lib.errors import InputError
 from lib.networks.precision import Precision
 from lib.networks.upsampler import UpsamplerConfig
+from lib.training.checkpoint import Checkpoint
 from lib.training.recorder import write_seconds
 from lib.training.runtime import choose_device
 
@@ -48,12 +49,21 @@ class LoadedAvatar:
     step: int
 
 
-def load_avatar(config: ReenactmentConfig, path: Path, key: str = "load_gaussianhead_checkpoint") -> LoadedAvatar:
-    """The avatar in the checkpoint that `key` names. Raises InputError where there is none, or it differs from what `config` says of it."""
+def read_avatar(config: ReenactmentConfig, path: Path | None = None, key: str = "load_gaussianhead_checkpoint") -> Checkpoint:
+    """The checkpoint (ours, published or a bundle) that `key` names, by default the one of the configuration.
+
+    Raises InputError where there is none, or it differs from what `config` says of it.
+    """
     # Of load_delta_poses_checkpoint nothing is needed: offsets belong to frames of the training.
-    checkpoint = read_gaussian_head(path, key, config.gaussianheadmodule, config.supresmodule, config.load_supres_checkpoint)
+    checkpoint = read_gaussian_head(path or config.avatar_path, key, config.gaussianheadmodule, config.supresmodule, config.load_supres_checkpoint)
     check_same(config.gaussianheadmodule, checkpoint.section("gaussianheadmodule"), "gaussianheadmodule", checkpoint.path)
     check_same(config.supresmodule, checkpoint.section("supresmodule"), "supresmodule", checkpoint.path)
+    return checkpoint
+
+
+def load_avatar(config: ReenactmentConfig, path: Path, key: str = "load_gaussianhead_checkpoint") -> LoadedAvatar:
+    """The avatar in it, on the CPU. Raises InputError as `read_avatar` does."""
+    checkpoint = read_avatar(config, path, key)
     trained = None if checkpoint.data is None else checkpoint.data.trained_face()
     return LoadedAvatar(avatar_from(checkpoint).eval(), trained, checkpoint.step)
 

@@ -1,0 +1,85 @@
+"""Writes checkpoints as the published system does: bare state dicts under its names. The inverse of published.py, by the same tables."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHeadConfig
+from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
+from lib.avatars.gaussian_head_avatar.published import GAUSSIAN_NETWORKS, GAUSSIAN_TENSORS, MESH_NETWORKS, MESH_TENSORS, UPSAMPLER, State
+from lib.config import Config, write_config
+from lib.errors import InputError
+from lib.files import write_whole
+from lib.networks.upsampler import UpsamplerConfig
+from lib.training.checkpoint import Checkpoint
+
+# What the files do not say and a YAML must: keys of the published system. Widths follow from the files.
+MESH_KEYS = {"pos_freq", "model_bbox", "dist_threshold_near", "dist_threshold_far", "deform_scale", "subdivide"}
+GAUSSIAN_KEYS = {"num_add_mouth_points", "exp_coeffs_dim", "pos_freq", "dist_threshold_near", "dist_threshold_far", "deform_scale",
+                 "attributes_scale"}
+SUPRES_KEYS = {"input_dim", "output_dim", "network_capacity"}
+
+
+class PublishedOptions(Config):
+    """The YAML beside the files: to be laid over another with a further --config."""
+
+    load_meshhead_checkpoint: Path | None = None
+    load_gaussianhead_checkpoint: Path
+    load_supres_checkpoint: Path
+    load_delta_poses_checkpoint: Path | None = None
+    meshheadmodule: dict[str, Any]
+    gaussianheadmodule: dict[str, Any]
+    supresmodule: dict[str, Any]
+
+
+def write_published(folder: Path, head: Checkpoint, mesh: Checkpoint | None) -> list[Path]:
+    """Writes {gaussianhead,supres,delta_poses,meshhead}_latest, the second last where the head has pose offsets, the last where there is
+    `mesh`, and options.yaml; returns them.
+
+    Raises InputError for a head that the published system would draw otherwise.
+    """
+    config = GaussianHeadConfig.model_validate(head.section("gaussianheadmodule"))
+    if config.pose_deform_at != "undeformed":
+        raise InputError(f"{head.path}: was trained with gaussianheadmodule.pose_deform_at {config.pose_deform_at}, which the published system "
+                         "does not know: it would draw another head. Export it as a bundle")
+    state = head.module("gaussianhead")
+    files: dict[str, State | Tensor] = {
+        "gaussianhead_latest": {name: state[name] for name in GAUSSIAN_TENSORS} | _networks(state, GAUSSIAN_NETWORKS),
+        "supres_latest": {theirs: head.module("supres")[ours] for theirs, ours in UPSAMPLER.items()},
+    }
+    if "delta_poses" in head.modules:
+        files["delta_poses_latest"] = head.module("delta_poses")["delta"]
+    if mesh is not None:
+        state = mesh.module("meshhead")
+        files["meshhead_latest"] = {name: state[name] for name in MESH_TENSORS} | _networks(state, MESH_NETWORKS)
+    for name, content in files.items():
+        file = io.BytesIO()
+        torch.save(content, file)
+        write_whole(folder / name, file.getvalue())
+    options = folder / "options.yaml"
+    sections = {
+        "meshheadmodule": _options(MeshHeadConfig, (mesh or head).section("meshheadmodule"), MESH_KEYS),
+        "gaussianheadmodule": _options(GaussianHeadConfig, head.section("gaussianheadmodule"), GAUSSIAN_KEYS),
+        "supresmodule": _options(UpsamplerConfig, head.section("supresmodule"), SUPRES_KEYS),
+    }
+    write_config(PublishedOptions(**{f"load_{name.removesuffix('_latest')}_checkpoint": folder / name for name in files}, **sections), options)
+    return [folder / name for name in files] + [options]
+
+
+def _networks(state: State, names: dict[str, tuple[str, str]]) -> State:
+    """Linear layer i of a network as `<its list of widths>.conv<i>`, a 1x1 convolution."""
+    key_of = dict(names.values())
+    renamed = {}
+    for name, value in state.items():
+        network, layers, rest = name.partition(".layers.")
+        if layers and network in key_of:
+            layer, kind = rest.split(".")
+            renamed[f"{key_of[network]}.conv{layer}.{kind}"] = value[..., None] if kind == "weight" else value
+    return renamed
+
+
+def _options(schema: type[Config], section: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    return schema.model_validate(section).model_dump(mode="json", include=keys)
