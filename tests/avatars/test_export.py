@@ -274,8 +274,10 @@ def test_objs_of_a_sequence_share_their_faces(made, runs, tmp_path):
 def test_published_files_read_again_are_the_same_head(made, runs, tmp_path):
     folder, report = exported(made, runs, tmp_path, format="published")
     names = ["gaussianhead_latest", "supres_latest", "delta_poses_latest", "meshhead_latest"]
-    assert report["files"] == [f"published/{name}" for name in [*names, "options.yaml"]]
-    options = yaml.safe_load((folder / "published" / "options.yaml").read_text())
+    assert report["files"] == [f"published/{name}" for name in [*names, "gaussianhead.yaml", "meshhead.yaml"]]
+    options = {}
+    for name in ("gaussianhead.yaml", "meshhead.yaml"):
+        options |= yaml.safe_load((folder / "published" / name).read_text())
     head, supres, delta, mesh = (Path(options[f"load_{name.removesuffix('_latest')}_checkpoint"]) for name in names)
     read = read_gaussian_head(head, "test", GaussianHeadConfig.model_validate(options["gaussianheadmodule"]),
                               UpsamplerConfig.model_validate(options["supresmodule"]), supres, delta,
@@ -290,6 +292,22 @@ def test_published_files_read_again_are_the_same_head(made, runs, tmp_path):
     assert all(torch.equal(value, read.modules["meshhead"][name]) for name, value in trained.modules["meshhead"].items())
     kept = {key for key in trained.config["meshheadmodule"] if not key.startswith("grid_")}  # the grid is in the file
     assert {key: read.config["meshheadmodule"][key] for key in kept} == {key: trained.config["meshheadmodule"][key] for key in kept}
+
+
+def test_the_yaml_beside_published_files_is_laid_over_another(made, runs, tmp_path):
+    folder, _ = exported(made, runs, tmp_path, format="published")
+    pictures = []
+    for name, overrides in (("a", ()), ("b", ("--config", str(folder / "published" / "gaussianhead.yaml")))):
+        values = reenactment_dict(made, runs)
+        values["recorder"] = values["recorder"] | {"result_path": str(tmp_path / name)}
+        run_script("reenactment", values, tmp_path, *overrides)
+        pictures.append([path.read_bytes() for path in sorted((tmp_path / name / "tiny" / "frames").iterdir())])
+    assert len(pictures[0]) == DRIVER_FRAMES and pictures[0] == pictures[1]
+    values = gaussian_dict(made.subject, tmp_path, steps=1, name="next")
+    for section in ("gaussianheadmodule", "supresmodule", "load_meshhead_checkpoint"):
+        values.pop(section)
+    run_script("train_gaussianhead", values, tmp_path, "--config", str(folder / "published" / "meshhead.yaml"))  # starts from that mesh
+    assert (tmp_path / "checkpoints" / "next" / "gaussianhead_latest").exists()
 
 
 def test_published_files_have_the_published_names_and_shapes(made, runs, tmp_path):

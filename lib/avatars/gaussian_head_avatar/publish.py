@@ -23,21 +23,26 @@ GAUSSIAN_KEYS = {"num_add_mouth_points", "exp_coeffs_dim", "pos_freq", "dist_thr
 SUPRES_KEYS = {"input_dim", "output_dim", "network_capacity"}
 
 
-class PublishedOptions(Config):
-    """The YAML beside the files: to be laid over another with a further --config."""
+class MeshOptions(Config):
+    """meshhead.yaml beside the files: to be laid over a YAML file of stage 1 or 2 with a further --config."""
 
-    load_meshhead_checkpoint: Path | None = None
+    load_meshhead_checkpoint: Path
+    meshheadmodule: dict[str, Any]
+
+
+class GaussianOptions(Config):
+    """gaussianhead.yaml beside the files: to be laid over a YAML file of stage 2 or 3."""
+
     load_gaussianhead_checkpoint: Path
     load_supres_checkpoint: Path
     load_delta_poses_checkpoint: Path | None = None
-    meshheadmodule: dict[str, Any]
     gaussianheadmodule: dict[str, Any]
     supresmodule: dict[str, Any]
 
 
 def write_published(folder: Path, head: Checkpoint, mesh: Checkpoint | None) -> list[Path]:
-    """Writes {gaussianhead,supres,delta_poses,meshhead}_latest, the second last where the head has pose offsets, the last where there is
-    `mesh`, and options.yaml; returns them.
+    """Writes {gaussianhead,supres,delta_poses,meshhead}_latest, the third where the head has pose offsets, the last where there is `mesh`,
+    and YAML files with what they do not hold; returns all paths.
 
     Raises InputError for a head that the published system would draw otherwise.
     """
@@ -47,26 +52,30 @@ def write_published(folder: Path, head: Checkpoint, mesh: Checkpoint | None) -> 
                          "does not know: it would draw another head. Export it as a bundle")
     state = head.module("gaussianhead")
     files: dict[str, State | Tensor] = {
-        "gaussianhead_latest": {name: state[name] for name in GAUSSIAN_TENSORS} | _networks(state, GAUSSIAN_NETWORKS),
-        "supres_latest": {theirs: head.module("supres")[ours] for theirs, ours in UPSAMPLER.items()},
+        "gaussianhead": {name: state[name] for name in GAUSSIAN_TENSORS} | _networks(state, GAUSSIAN_NETWORKS),
+        "supres": {theirs: head.module("supres")[ours] for theirs, ours in UPSAMPLER.items()},
     }
     if "delta_poses" in head.modules:
-        files["delta_poses_latest"] = head.module("delta_poses")["delta"]
+        files["delta_poses"] = head.module("delta_poses")["delta"]
     if mesh is not None:
         state = mesh.module("meshhead")
-        files["meshhead_latest"] = {name: state[name] for name in MESH_TENSORS} | _networks(state, MESH_NETWORKS)
+        files["meshhead"] = {name: state[name] for name in MESH_TENSORS} | _networks(state, MESH_NETWORKS)
+    paths = {name: folder / f"{name}_latest" for name in files}
     for name, content in files.items():
         file = io.BytesIO()
         torch.save(content, file)
-        write_whole(folder / name, file.getvalue())
-    options = folder / "options.yaml"
-    sections = {
-        "meshheadmodule": _options(MeshHeadConfig, (mesh or head).section("meshheadmodule"), MESH_KEYS),
-        "gaussianheadmodule": _options(GaussianHeadConfig, head.section("gaussianheadmodule"), GAUSSIAN_KEYS),
-        "supresmodule": _options(UpsamplerConfig, head.section("supresmodule"), SUPRES_KEYS),
-    }
-    write_config(PublishedOptions(**{f"load_{name.removesuffix('_latest')}_checkpoint": folder / name for name in files}, **sections), options)
-    return [folder / name for name in files] + [options]
+        write_whole(paths[name], file.getvalue())
+    options: dict[str, Config] = {"gaussianhead.yaml": GaussianOptions(
+        load_gaussianhead_checkpoint=paths["gaussianhead"], load_supres_checkpoint=paths["supres"],
+        load_delta_poses_checkpoint=paths.get("delta_poses"), gaussianheadmodule=config.model_dump(mode="json", include=GAUSSIAN_KEYS),
+        supresmodule=UpsamplerConfig.model_validate(head.section("supresmodule")).model_dump(mode="json", include=SUPRES_KEYS),
+    )}
+    if mesh is not None:
+        section = MeshHeadConfig.model_validate(mesh.section("meshheadmodule")).model_dump(mode="json", include=MESH_KEYS)
+        options["meshhead.yaml"] = MeshOptions(load_meshhead_checkpoint=paths["meshhead"], meshheadmodule=section)
+    for name, values in options.items():
+        write_config(values, folder / name)
+    return [*paths.values(), *(folder / name for name in options)]
 
 
 def _networks(state: State, names: dict[str, tuple[str, str]]) -> State:
@@ -79,7 +88,3 @@ def _networks(state: State, names: dict[str, tuple[str, str]]) -> State:
             layer, kind = rest.split(".")
             renamed[f"{key_of[network]}.conv{layer}.{kind}"] = value[..., None] if kind == "weight" else value
     return renamed
-
-
-def _options(schema: type[Config], section: dict[str, Any], keys: set[str]) -> dict[str, Any]:
-    return schema.model_validate(section).model_dump(mode="json", include=keys)
