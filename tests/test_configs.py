@@ -67,7 +67,7 @@ def test_shipped_cameras_are_sane(path):
     assert 0 < dataset.resolution <= dataset.original_resolution
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if issubclass(schema_of(path), ReenactmentConfig)], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [path for path in FILES if schema_of(path) in (ReenactmentConfig, ViewerConfig)], ids=lambda path: path.name)
 def test_shipped_reenactment_has_a_driver_and_a_camera(path):
     config = load(path)
     assert config.dataset.param_files and (config.dataset.freeview or config.dataset.camera_path)
