@@ -45,7 +45,7 @@ $(READY): setup.py constraints.txt
 		.venv/bin/python -m pip install -q "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)); fi
 	@mkdir -p .setup
 	@$(PYTHON) -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" > .setup/torch.txt
-	$(PYTHON) -m pip install -q -c constraints.txt -c .setup/torch.txt -e ".[dev]"
+	$(PYTHON) -m pip install -q -c constraints.txt -c .setup/torch.txt -e ".[dev,viewer]"
 	@touch $@
 
 demo: $(READY)

@@ -15,7 +15,7 @@ setup(
     ],
     extras_require={
         "dev": ["pytest", "hypothesis", "beartype", "ruff", "scikit-image"],
-        "viewer": ["viser>=1.1"],
+        "viewer": ["viser>=1.1,<1.2"],
         # For torch without a triton of its own (CPU builds): the tests run the kernels under its interpreter. CUDA builds pin another.
         "interpreter": ['triton==3.7.1; sys_platform == "linux" and platform_machine == "x86_64"'],
     },
