@@ -11,7 +11,8 @@ import torch
 from lib.datasets.capture_check import BoundingBox, FaceBounds, check_capture, chosen_box, face_bounds, measure_picture, pose_jumps
 from lib.datasets.head_capture import FOREGROUND, HeadCapture, HeadCaptureConfig, Picture
 from lib.errors import InputError
-from preprocess.demo_head import FACE_ROWS, DemoHead
+from lib.face_models.ict import FACE_ROWS
+from preprocess.demo_head import DemoHead
 from preprocess.demo_presets import PRESETS
 from tests.tiny import CAMERAS, SIZE, copy_subject, dataset_dict, tiny
 
