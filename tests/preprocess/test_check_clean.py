@@ -38,10 +38,10 @@ def render(preset: str, output: Path) -> None:
     for shot in range(FRAMES):
         frame = f"{shot:04d}"
         vertices = demo_subject.write_params(head, output / "params" / frame, performance.at(0.6 * shot))
-        picture = head.draw(vertices, demo_subject._pick(cameras, rows))
+        picture = head.draw(vertices, demo_subject.pick(cameras, rows))
         for k, row in enumerate(ROWS):
             camera = demo_subject.CAMERA_IDS[row]
-            demo_subject._write_camera(folder.camera_path(frame, camera), cameras, row)
+            demo_subject.write_camera(folder.camera_path(frame, camera), cameras, row)
             demo_subject._write_image(folder.image_path(frame, camera), SENSOR.capture(picture.image[k].permute(1, 2, 0).numpy(), row, shot))
             demo_subject._write_image(folder.image_path(frame, camera, "mask"), picture.mask[k].permute(1, 2, 0).expand(-1, -1, 3).numpy())
 
