@@ -1,6 +1,8 @@
 """Where super-resolution is an affine map of features, the fit finds that map; cameras go with the head."""
 
+import copy
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from lib.avatars.gaussian_head_avatar.avatar import GaussianAvatar
 from lib.avatars.gaussian_head_avatar.color_fit import CHECKED, ColorMap, draw, fit_colors, look_at_head, quarter
 from lib.avatars.gaussian_head_avatar.splat_export import splats_of, write_splats
 from lib.datasets.driving import DrivingFrame, front_camera
+from lib.errors import InputError
 from lib.geometry.head_pose import HeadPose
 from lib.metrics.psnr import psnr
 from lib.networks.upsampler import SCALE
@@ -78,6 +81,15 @@ def test_the_low_pass_is_a_variance_along_every_axis(avatar):
     added = (2.0 * wide.log_scales).exp() - (2.0 * narrow.log_scales).exp()
     torch.testing.assert_close(added, torch.full_like(added, 0.02 * 0.1**2), rtol=1e-3, atol=1e-9)
     assert all(torch.equal(getattr(wide, name), getattr(narrow, name)) for name in ("means", "quats_wxyz", "opacity_logits", "f_dc"))
+
+
+def test_an_avatar_that_is_nan_or_out_of_sight_is_refused(avatar):
+    with pytest.raises(InputError, match=r"nothing of the avatar is seen by cameras that are 0\.012 world units away"):
+        fit_colors(avatar, [a_frame(scale=0.001)], SIZE)  # nearer than what the rasterizer draws
+    broken = copy.deepcopy(avatar)
+    broken.upsampler.offset[1] = math.nan
+    with pytest.raises(InputError, match="the avatar renders NaN"):
+        fit_colors(broken, [a_frame()], SIZE)
 
 
 def test_colors_stay_within_what_viewers_show(avatar):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lib.avatars.gaussian_head_avatar.avatar import RGB, AvatarImage, GaussianAvatar
 from lib.datasets.driving import ORBIT_FOCAL_PER_PIXEL, DrivingFrame
+from lib.errors import InputError
 from lib.geometry.camera import Camera, look_at
 from lib.geometry.head_pose import HeadPose
 from lib.networks.upsampler import SCALE
@@ -65,13 +66,15 @@ def fit_colors(avatar: GaussianAvatar, frames: Sequence[DrivingFrame], size: int
     Blending is linear in what is blended, so a pixel of the mapped Gaussians is the map of its blended features, G, and of its opacity, a:
     matrix · G + offset · a + (1 - a) · white. Least squares over all pixels, weighted by their opacity: normal equations of C + 1 unknowns
     per colour, with a ridge around `the first three channels are RGB`.
+
+    Raises InputError for an avatar that is NaN or of which nothing is seen.
     """
     channels = avatar.head.config.color_channels
     normal = torch.zeros(channels + 1, channels + 1, dtype=torch.float64)
     right = torch.zeros(channels + 1, 3, dtype=torch.float64)
     with torch.no_grad():
-        for frame in frames:
-            for direction in FITTED:
+        for number, frame in enumerate(frames):
+            for direction in FITTED if len(frames) == 1 else FITTED[number % 2::2]:  # of several, from above and from below in turn
                 drawn = draw(avatar, frame, direction, size)
                 alpha, white = drawn.coarse.alpha, 1.0 - drawn.coarse.alpha
                 rows = torch.cat([drawn.coarse.features - white, alpha], dim=1)[0].flatten(1).T.double()
@@ -79,6 +82,11 @@ def fit_colors(avatar: GaussianAvatar, frames: Sequence[DrivingFrame], size: int
                 weighted = rows.T * alpha.flatten().double()
                 normal += (weighted @ rows).cpu()
                 right += (weighted @ wanted).cpu()
+    if not bool(torch.isfinite(normal).all() & torch.isfinite(right).all()):
+        raise InputError("the avatar renders NaN; is the checkpoint damaged?")
+    if not bool(normal[-1, -1] > 0):
+        raise InputError(f"nothing of the avatar is seen by cameras that are {DISTANCE * float(frames[0].head.scale):.3g} world units away from it "
+                         f"({float(frames[0].head.scale):.3g} per canonical unit); is its scale right?")
     ridge, identity = RIDGE * normal.diagonal().mean(), torch.eye(channels + 1, dtype=torch.float64)
     solved = torch.linalg.solve(normal + ridge * identity, right + ridge * identity[:, RGB]).float().to(avatar.head.xyz.device)
     return ColorMap(solved[:channels].T.contiguous(), solved[channels])

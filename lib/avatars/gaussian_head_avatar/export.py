@@ -51,7 +51,7 @@ class ExportConfig(ReenactmentConfig):
         "ply, obj, gltf: neutral (expression 0, head not posed), one of the driver's frames (the number, from 0), or all of them"))
     low_pass: float = Field(
         LOW_PASS, ge=0, description="ply: px² of the coarse picture, added to every variance, as the rasterizer does; 0: as trained, with holes")
-    attribution: str | None = Field(None, description="one line that is written into every file: whom to name, under which licence")
+    attribution: str | None = Field(None, description="one line for every file but published ones: whom to name, under which licence")
     license_files: tuple[Path, ...] = Field((), description="bundle: text files that say who may use it for what")
     metrics_file: Path | None = Field(None, description="bundle: the metrics.json of this avatar's evaluation, to go with it")
     meshheadmodule: MeshHeadConfig | None = Field(None, description="optional: must equal the configuration the stage-1 checkpoint holds")

@@ -22,12 +22,14 @@ from lib.render.gaussian.interface import rasterize
 from lib.training.recorder import image_rows, shrink
 from lib.training.runtime import is_terminal
 
-FRAMES_FITTED = 4  # of a sequence; all its frames have the same map, so that colours do not flicker
+# Of a sequence, all of whose frames have the same map, so that colours do not flicker: features depend on the expression, so many are fitted.
+FRAMES_FITTED, FRAMES_SCORED = 16, 4
 
 
 @dataclass(frozen=True)
 class SplatScore:
-    """PSNR (dB) of the Gaussians in the files, read again, drawn over white from sides that the colours were not fitted to.
+    """PSNR (dB) of the Gaussians in the files, read again, drawn over white from sides (and, where there are more, at frames) that the
+    colours were not fitted to.
 
     `super_resolved`: against the avatar's picture. `quarter`: both averaged to a quarter of the size. `coarse`: averaged, against the avatar
     without super-resolution. `first_channels`: what that itself scores where the Gaussians score `quarter`.
@@ -51,13 +53,14 @@ def write_splats(avatar: GaussianAvatar, frames: Sequence[DrivingFrame], paths: 
     Raises InputError for an avatar that is NaN and for what cannot be written.
     """
     device = avatar.head.xyz.device
-    chosen = spread(list(range(len(frames))), FRAMES_FITTED)
-    colors = fit_colors(avatar, [frames[index].to(device) for index in chosen], size)
+    fitted = spread(list(range(len(frames))), FRAMES_FITTED)
+    scored = spread([index for index in range(len(frames)) if index not in fitted] or fitted, FRAMES_SCORED)
+    colors = fit_colors(avatar, [frames[index].to(device) for index in fitted], size)
     rows, squares = [], []
     for index in tqdm(range(len(frames)), desc="export", unit="frame", mininterval=0.5 if is_terminal() else 15.0, disable=len(frames) == 1):
         frame = frames[index].to(device)
         write_ply(paths[index], splats_of(avatar, frame, colors, low_pass * pixel(size // SCALE) ** 2), comments[index])
-        if index in chosen:
+        if index in scored:
             read = read_ply(paths[index]).to(device)
             for direction in CHECKED:
                 row, square = _compare(avatar, frame, read, direction, size)
