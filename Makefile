@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | kernels: each sets up what it needs on a bare machine (python3 with venv, make).
+# make demo | test | faults | lint | bench | kernels: each sets up what it needs on a bare machine (python3 with venv, make).
 #
 # torch: an interpreter that already has it is used as it is. Otherwise .venv is made and TORCH is installed into it.
 # On Linux, plain pip takes a CUDA build of several GB; for a laptop without a GPU say where the CPU build is:
@@ -36,7 +36,7 @@ MESH := load_meshhead_checkpoint=checkpoints/$(NAME)/meshhead_latest
 DRIVE := $(RUN) dataset.dataroot=$(SUBJECT)/driver dataset.camera_path=$(SUBJECT)/cameras/0000/camera_222200042.npz \
 	load_gaussianhead_checkpoint=checkpoints/$(NAME)/gaussianhead_latest
 
-.PHONY: setup demo test lint bench kernels clean
+.PHONY: setup demo test faults lint bench kernels clean
 setup: $(READY)
 
 $(READY): setup.py constraints.txt
@@ -61,6 +61,10 @@ test: $(READY)
 	@$(PYTHON) -c "import triton" 2>/dev/null || $(PYTHON) -m pip install -q -c constraints.txt -c .setup/torch.txt -e ".[interpreter]" \
 		|| echo "no triton here: the tests of its kernels are skipped"
 	$(PYTHON) -m pytest
+
+# The whole fault battery: kills, full disks, damaged files. The tests run a small part of it.
+faults: $(READY)
+	$(PYTHON) -m pytest tests/faults --long
 
 # Registers, spills and shared memory of the rasterizer's kernels, compiled for GPUs that are not here.
 kernels: $(READY)

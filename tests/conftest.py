@@ -6,6 +6,10 @@ import pytest
 jaxtyping.install_import_hook("lib", "beartype.beartype")  # before anything imports lib
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="the whole battery of tests/faults (make faults): hundreds of kills, thousands of damaged files")
+
+
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
     """The tiny subject and its driver (tests/tiny.py)."""
