@@ -7,7 +7,7 @@ jaxtyping.install_import_hook("lib", "beartype.beartype")  # before anything imp
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="the whole battery of tests/faults (make faults): hundreds of kills, thousands of damaged files")
+    parser.addoption("--long", action="store_true", help="the whole battery of tests/faults (make faults): hundreds of kills, thousands of mutations")
 
 
 @pytest.fixture(scope="session")
