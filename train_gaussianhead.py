@@ -14,7 +14,7 @@ def main() -> None:
     arguments = parse_arguments(__doc__, training=True)
     config = read_config(arguments, GaussianHeadTrainConfig)
     device = choose_device(config.trainer.device, config.gpu_id)
-    seed_everything(config.trainer.seed, device)
+    seed_everything(config.trainer.seed, device, config.trainer.deterministic)
     capture = HeadCapture(config.dataset)
     batches = TrainingBatches(capture, config.batch_size, views=1, seed=config.trainer.seed)
     recorder = Recorder(config.recorder, "gaussianhead")

@@ -21,6 +21,11 @@ def triton_missing(interpreted: bool) -> str | None:
     return None
 
 
+def must_be_repeatable() -> bool:
+    """Whether torch was told to use deterministic algorithms on pain of an error (`trainer.deterministic`): atomic sums are then not allowed."""
+    return torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+
+
 def runs_kernels(x: Tensor, *types: torch.dtype) -> bool:
     """Whether kernels for these types (float32 where none is named) take this tensor: on a GPU that they are written for, or on the CPU
     under Triton's interpreter (TRITON_INTERPRET=1, for tests)."""

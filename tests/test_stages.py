@@ -738,6 +738,9 @@ def test_reenactment_writes_frames_video_and_sheet(made, trained, tmp_path, free
     assert video.shape == pictures.shape
     assert np.abs(video.astype(float) - pictures.astype(float)).mean() < 16  # lossy, subsampled colour
     assert cv2.imread(str(folder / "contact_sheet.png")).shape == (2 * SIZE, 2 * SIZE, 3)
+    origin = json.loads((folder / "reenactment.json").read_text())
+    assert origin["trained_by"]["versions"]["torch"] and origin["drawn_by"]["device"] == "cpu" and len(origin["driver"]) == len(names)
+    assert origin["config"]["dataset"]["freeview"] is freeview
     assert not list(tmp_path.rglob("*.partial"))
     assert "WARN" not in capfd.readouterr().err  # no noise of libraries between our lines
 
@@ -768,7 +771,8 @@ def test_reenactment_is_reproducible(made, trained, tmp_path):
 def test_reenactment_of_the_coarse_picture_to_a_video_alone(made, trained, tmp_path, capsys):
     run_script("reenactment", reenactment_dict(made, trained, name="coarse"), tmp_path, f"recorder.result_path={tmp_path}",
                "super_resolution=false", "video.frames=none", "video.preset=ultrafast")
-    assert sorted(path.name for path in (tmp_path / "coarse").iterdir()) == ["contact_sheet.png", "reenactment.mp4", "seconds.json"]
+    assert sorted(path.name for path in (tmp_path / "coarse").iterdir()) == [
+        "contact_sheet.png", "reenactment.json", "reenactment.mp4", "seconds.json"]
     assert video_frames(tmp_path / "coarse" / "reenactment.mp4").shape[1:] == (SIZE // 4, SIZE // 4, 3)
     assert re.search(r"reenactment: 6 frames in .* a second, rendered .* a second; latency .* ms, 95 % below .* ms", capsys.readouterr().out)
 
@@ -863,6 +867,9 @@ def test_evaluation_measures_the_held_out_splits(made, trained, tmp_path):
             assert metrics[split][name] == pytest.approx(np.mean([row[name] for row in pictures[split]]), abs=1e-3)
         assert 0 < metrics[split]["psnr"] < 60 and -1 <= metrics[split]["ssim"] <= 1
         assert cv2.imread(str(tmp_path / "tiny" / f"{split}.png")).shape[0] == 3 * SIZE
+    origin = metrics["origin"]
+    assert origin["step"] == 2 and origin["config"]["trainer"]["seed"] == 0 and origin["avatar"].endswith("gaussianhead_latest")
+    assert origin["trained_by"] == origin["measured_by"] and origin["measured_by"]["device"] == "cpu"
 
 
 def test_evaluation_says_by_which_protocol_and_leaves_a_report(made, trained, tmp_path, capsys):

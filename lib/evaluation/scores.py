@@ -1,6 +1,7 @@
 """Numbers of every picture of a split, their mean, median and worst, as JSON and CSV."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -8,10 +9,12 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lib.errors import InputError
 from lib.evaluation.protocol import Protocol
 from lib.files import write_whole
+from lib.provenance import Provenance
 
 METRICS, PICTURES, TABLE = "metrics.json", "pictures.json", "pictures.csv"
 HIGHER_IS_BETTER = ("psnr", "ssim", "iou")  # how names of such measures end; all others are errors
@@ -82,7 +85,20 @@ def higher_is_better(name: str) -> bool:
     return name.endswith(HIGHER_IS_BETTER)
 
 
-def write_scores(folder: Path, splits: Sequence[SplitScores], protocol: Protocol, seconds: dict[str, float]) -> None:
+@dataclass(frozen=True)
+class Origin:
+    """Where numbers come from: the avatar's file, its steps and what trained it; what measured it; the resolved configuration (with the seed)."""
+
+    avatar: str
+    step: int
+    trained_by: Provenance | None
+    measured_by: Provenance
+    config: dict[str, Any]
+
+
+def write_scores(
+    folder: Path, splits: Sequence[SplitScores], protocol: Protocol, seconds: dict[str, float], origin: Origin | None = None
+) -> None:
     """metrics.json (means, medians, worst), pictures.json and pictures.csv (every picture).
 
     The first is written last: where it is, the others are complete. Raises InputError where one cannot be written.
@@ -90,7 +106,8 @@ def write_scores(folder: Path, splits: Sequence[SplitScores], protocol: Protocol
     write_whole(folder / PICTURES, json.dumps({scores.split: _rows(scores) for scores in splits}, indent=1))
     write_whole(folder / TABLE, _table(splits))
     content = {scores.split: _summary(scores) for scores in splits}
-    write_whole(folder / METRICS, json.dumps(content | {"seconds": seconds, "protocol": protocol.model_dump(mode="json")}, indent=1))
+    made = {"seconds": seconds, "protocol": protocol.model_dump(mode="json"), "origin": origin and dataclasses.asdict(origin)}
+    write_whole(folder / METRICS, json.dumps(content | made, indent=1))
 
 
 def read_number(value: float | None, digits: int = DIGITS) -> float | None:

@@ -22,6 +22,7 @@ from lib.datasets.head_capture import CaptureRecord
 from lib.datasets.images import encode
 from lib.errors import InputError
 from lib.files import write_whole
+from lib.provenance import read_provenance
 from lib.training.checkpoint import FORMAT, Checkpoint
 
 VERSION = 1
@@ -55,6 +56,7 @@ def write_bundle(path: Path, checkpoint: Checkpoint, sections: tuple[str, ...], 
         "bundle": VERSION, "stage": checkpoint.stage, "step": checkpoint.step, "seconds": checkpoint.seconds,
         "protocols": {"bundle": VERSION, "checkpoint": FORMAT, "evaluation": _protocol(leaflet.metrics)},
         "config": {section: checkpoint.config[section] for section in sections if section in checkpoint.config},
+        "made_by": None if checkpoint.made_by is None else dataclasses.asdict(checkpoint.made_by),
         "data": None if checkpoint.data is None else dataclasses.asdict(checkpoint.data),
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in entries.items()},
     }
@@ -99,7 +101,8 @@ def read_bundle(path: Path, stage: str, key: str) -> Checkpoint:
                 module, tensor = name.removeprefix("tensors/").removesuffix(".npy").split("/")
                 modules.setdefault(module, {})[tensor] = _tensor(content, f"{what}: '{name}'")
         return Checkpoint(stage=stage, step=int(manifest["step"]), best_psnr=float("-inf"), seconds=float(manifest["seconds"]),
-                          config=dict(manifest["config"]), data=data, modules=modules, optimizers={}, path=path)
+                          config=dict(manifest["config"]), data=data, modules=modules, optimizers={}, path=path,
+                          made_by=read_provenance(manifest.get("made_by")))
     except (LookupError, TypeError, ValueError) as error:  # its hashes are right, so it was written like this
         raise InputError(f"{what}: its {MANIFEST} is not that of a bundle ({type(error).__name__}: {error}); write the bundle again") from error
 

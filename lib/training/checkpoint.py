@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from lib.datasets.head_capture import CaptureRecord
 from lib.errors import InputError
 from lib.files import make_folder
+from lib.provenance import Provenance, provenance, read_provenance
 from lib.training.stage import AbstractStage
 
 FORMAT = 3  # 2 lacked the record of the data, 1 the own pose of the head
@@ -22,7 +22,7 @@ FORMAT = 3  # 2 lacked the record of the data, 1 the own pose of the head
 @dataclass(frozen=True)
 class Checkpoint:
     """Everything a run needs to go on. `config` is the resolved configuration, `data` what it was trained on (None: not known),
-    `seconds` the training time so far."""
+    `seconds` the training time so far, `made_by` the code, versions and device of the process that wrote it (None: not known)."""
 
     stage: str
     step: int
@@ -33,6 +33,7 @@ class Checkpoint:
     modules: dict[str, dict[str, torch.Tensor]]
     optimizers: dict[str, Any]
     path: Path
+    made_by: Provenance | None = None
 
     def module(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors of one module. Raises InputError where the checkpoint lacks it."""
@@ -72,7 +73,7 @@ def save_checkpoint(
         "modules": {name: module.state_dict() for name, module in stage.modules.items()},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in stage.optimizers.items()},
         "rng": torch.get_rng_state(),
-        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
+        "made_by": dataclasses.asdict(provenance(next(stage.modules.parameters()).device)),
     }
     make_folder(path.parent)
     partial = path.with_name(path.name + ".partial")
@@ -136,7 +137,7 @@ def parse_checkpoint(state: Any, path: Path, stage: str, key: str) -> Checkpoint
     """The content of a file as a checkpoint of `stage`. Raises InputError when it is of another format or stage."""
     if is_checkpoint(state) and state["format"] > FORMAT:
         raise InputError(f"{key}: {path}: is of format {state['format']}, made by newer code; this one reads up to {FORMAT}: update it")
-    fields = [field.name for field in dataclasses.fields(Checkpoint) if field.name != "path"]
+    fields = [field.name for field in dataclasses.fields(Checkpoint) if field.name not in ("path", "made_by")]
     if not is_checkpoint(state) or state["format"] != FORMAT or not set(fields) <= state.keys():
         found = f"format {state.get('format')} with keys {sorted(map(str, state))}" if isinstance(state, dict) else type(state).__name__
         raise InputError(f"{key}: {path}: expected a checkpoint of format {FORMAT}, found {found}")
@@ -150,7 +151,7 @@ def parse_checkpoint(state: Any, path: Path, stage: str, key: str) -> Checkpoint
         data = CaptureRecord(**{name: tuple(values) for name, values in state["data"].items()})
     except TypeError as error:
         raise InputError(f"{key}: {path}: damaged checkpoint: its record of the data is not readable ({error})") from error
-    return Checkpoint(path=path, **{name: state[name] for name in fields if name != "data"}, data=data)
+    return Checkpoint(path=path, **{name: state[name] for name in fields if name != "data"}, data=data, made_by=read_provenance(state.get("made_by")))
 
 
 def load_module(module: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:

@@ -9,13 +9,14 @@ from pydantic import ValidationError
 from lib.datasets.driving import DrivingConfig
 from lib.datasets.head_capture import CaptureRecord, HeadCaptureConfig
 from lib.errors import InputError
+from lib.provenance import provenance
 from lib.training.checkpoint import Checkpoint, read_checkpoint
 from lib.training.stage import AbstractStage
 
 # Keys that may change between a run and its continuation, by how they start; all others define what is trained.
 FREE_KEYS = (
     "gpu_id", "load_", "recorder.", "trainer.steps", "trainer.epochs", "trainer.device", "trainer.accumulate", "trainer.precision", "trainer.compile",
-    "trainer.workers", "trainer.validate_", "dataset.dataroot", "dataset.cache_gb", "loss.lpips_weights", "evaluation.",
+    "trainer.deterministic", "trainer.workers", "trainer.validate_", "dataset.dataroot", "dataset.cache_gb", "loss.lpips_weights", "evaluation.",
 )
 # Keys of section `dataset` that only reenactment reads.
 UNUSED_KEYS = {f"dataset.{key}" for key in DrivingConfig.model_fields.keys() - HeadCaptureConfig.model_fields.keys()}
@@ -47,6 +48,10 @@ def resume(stage: AbstractStage, data: CaptureRecord, latest: Path) -> Progress:
                          "choose another recorder.name for a new run") from error
     _check_unchanged(before, stage.config.model_dump(mode="json"), latest)
     checkpoint.restore(stage)
+    here = provenance(next(stage.modules.parameters()).device)
+    different = [] if checkpoint.made_by is None else here.differences(checkpoint.made_by)
+    if different:
+        print(f"resume: {latest} was made with {'; '.join(different)}: what follows need not be equal to the bit to a run without interruption")
     return Progress(checkpoint.step, checkpoint.best_psnr, checkpoint.seconds)
 
 

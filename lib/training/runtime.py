@@ -97,14 +97,17 @@ def _own_device(name: str, devices: int, option: str) -> torch.device:
     return device
 
 
-def seed_everything(seed: int, device: torch.device) -> None:
-    """Seeds torch (all devices) and numpy; initial weights depend on this alone. On the CPU, sums are taken in one order,
-    so that equal runs are equal to the bit with any fixed number of threads."""
+def seed_everything(seed: int, device: torch.device, deterministic: bool = False) -> None:
+    """Seeds torch (all devices) and numpy; initial weights depend on this alone. On the CPU, and with `deterministic` on CUDA, sums are taken
+    in one order, so that equal runs are equal to the bit (on a CPU with any fixed number of threads)."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+    everywhere = deterministic and device.type == "cuda"
+    if everywhere:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first product
+    torch.backends.cudnn.deterministic = everywhere
+    torch.use_deterministic_algorithms(everywhere or device.type == "cpu", warn_only=not everywhere)
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 class StopSignals:

@@ -37,6 +37,8 @@ class TrainerConfig(Config):
     epochs: int = Field(1, gt=0, description="passes over the training frames when steps is not given")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<n>")
     seed: int = Field(0, ge=0, description="of initial weights, sample order, views and augmentation")
+    deterministic: bool = Field(False, description=(
+        "on CUDA, too, equal runs are equal to the bit (same kind of GPU, same versions); slower"))
     accumulate: int = Field(1, gt=0, description="passes in which a process makes its share of a batch: less memory, the same step")
     workers: int | None = Field(None, ge=0, description=(
         "threads of each process that load images ahead of their step; 0 loads each at its step. Left out: as many as there are cores for, at most "

@@ -28,10 +28,11 @@ from lib.evaluation.measures import CrossMeasures, Flicker, TruthMeasures, exact
 from lib.evaluation.pictures import ShownPicture, worst_page
 from lib.evaluation.protocol import PROTOCOL_ID, Protocol, SplitContents, load_networks
 from lib.evaluation.report import SplitPages, summary_table, write_report
-from lib.evaluation.scores import PictureName, SplitScores, write_scores
+from lib.evaluation.scores import Origin, PictureName, SplitScores, write_scores
 from lib.evaluation.submission import SubmissionConfig, pack, write_video
 from lib.evaluation.truth import contents, in_order, load_portion, without_expression
 from lib.metrics.psnr import psnr
+from lib.provenance import provenance
 from lib.training.checkpoint import Checkpoint
 from lib.training.loading import ahead, loading_threads
 from lib.training.recorder import image_rows, read_seconds, shrink, write_seconds
@@ -88,17 +89,18 @@ def evaluate(config: GaussianHeadTrainConfig) -> str:
         packed = [] if config.evaluation.submission is None else [_submit(sitting, config.evaluation.submission)]
     if not measured:
         return "\n".join(packed)
-    return "\n".join((*_written(config, sitting, measured, held, backbones, time.perf_counter() - start), *packed))
+    origin = Origin(str(checkpoint.path), checkpoint.step, checkpoint.made_by, provenance(device), config.model_dump(mode="json"))
+    return "\n".join((*_written(config, sitting, measured, held, backbones, origin, time.perf_counter() - start), *packed))
 
 
 def _written(config: GaussianHeadTrainConfig, sitting: Sitting, measured: list[SplitPages], held: dict[str, SplitContents], backbones: dict,
-             seconds: float) -> list[str]:
+             origin: Origin, seconds: float) -> list[str]:
     """Writes the numbers and the report; returns what to print."""
     protocol = Protocol(id=PROTOCOL_ID, resolution=config.dataset.resolution, conventions=config.evaluation.conventions, lpips=backbones, splits=held)
     folder = sitting.folder
     write_report(folder / REPORT, f"Evaluation of {config.recorder.name}", protocol, measured)
     write_seconds(folder, "evaluation", seconds)
-    write_scores(folder, [split.scores for split in measured], protocol, read_seconds(folder))
+    write_scores(folder, [split.scores for split in measured], protocol, read_seconds(folder), origin)
     count = sum(len(split.scores.pictures) for split in measured)
     return [*(summary_table(split.scores) + "\n" for split in measured),
             f"protocol {PROTOCOL_ID}: {count} pictures in {seconds:.1f} s; wrote {folder}/{REPORT}, metrics.json, pictures.json, pictures.csv, "

@@ -158,7 +158,8 @@ class GaussianHeadStage(AbstractStage):
         if self.precision == "high" and device.type == "cuda":
             self.watch = NumberWatch()
             self._steps_kept = 0
-            torch.backends.cudnn.benchmark = True  # pictures keep their size: the fastest convolutions are worth looking for
+            # Pictures keep their size: the fastest convolutions are worth looking for, unless others may be found next time.
+            torch.backends.cudnn.benchmark = not config.trainer.deterministic
 
         compiles = config.trainer.compile and self.precision == "high" and device.type == "cuda"
         self._cloud = Compiled(self.avatar.head.cloud, "head", compiles)

@@ -1,5 +1,7 @@
 """Stage 3: an avatar driven by a sequence, to frames, a video and a contact sheet."""
 
+import dataclasses
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +17,15 @@ from lib.avatars.gaussian_head_avatar.renderer import AvatarRenderer
 from lib.datasets.driving import DrivingSequence
 from lib.datasets.retarget import TrainedFace
 from lib.errors import InputError
+from lib.files import write_whole
 from lib.networks.precision import Precision
 from lib.networks.upsampler import UpsamplerConfig
+from lib.provenance import Provenance, provenance
 from lib.training.checkpoint import Checkpoint
 from lib.training.recorder import write_seconds
 from lib.training.runtime import choose_device
+
+ORIGIN = "reenactment.json"  # of a film: avatar, driver, configuration, code
 
 
 class ReenactmentConfig(AvatarConfig):
@@ -42,11 +48,12 @@ class ReenactmentConfig(AvatarConfig):
 
 @dataclass(frozen=True)
 class LoadedAvatar:
-    """An avatar on the CPU, what its training has seen of the face (None: not known), and after how many steps it was saved."""
+    """An avatar on the CPU, what its training has seen of the face (None: not known), after how many steps and by what it was saved."""
 
     avatar: GaussianAvatar
     trained: TrainedFace | None
     step: int
+    made_by: Provenance | None = None
 
 
 def read_avatar(config: ReenactmentConfig, path: Path | None = None, key: str = "load_gaussianhead_checkpoint") -> Checkpoint:
@@ -65,11 +72,11 @@ def load_avatar(config: ReenactmentConfig, path: Path, key: str = "load_gaussian
     """The avatar in it, on the CPU. Raises InputError as `read_avatar` does."""
     checkpoint = read_avatar(config, path, key)
     trained = None if checkpoint.data is None else checkpoint.data.trained_face()
-    return LoadedAvatar(avatar_from(checkpoint).eval(), trained, checkpoint.step)
+    return LoadedAvatar(avatar_from(checkpoint).eval(), trained, checkpoint.step, checkpoint.made_by)
 
 
 def reenact(config: ReenactmentConfig) -> Path:
-    """Writes <result_path>/<name>/{frames/<number>.png, reenactment.mp4, contact_sheet.png}; returns that folder.
+    """Writes <result_path>/<name>/{frames/<number>.png, reenactment.mp4, contact_sheet.png, reenactment.json}; returns that folder.
 
     Raises InputError when the driver has not the coefficients of the avatar, or anything it needs is missing.
     """
@@ -86,5 +93,10 @@ def reenact(config: ReenactmentConfig) -> Path:
     print(f"reenactment: {len(driver)} frames of {renderer.width}x{renderer.height}, smoothing {config.dataset.smoothing}, "
           f"camera {config.dataset.camera_mode}, head pose {driver.head_pose_mode}, pose code {config.dataset.pose_code_mode}, on {device}")
     print(f"reenactment: {film(renderer, driver, config.video, folder)}")
+    write_whole(folder / ORIGIN, json.dumps({
+        "avatar": str(config.avatar_path), "step": loaded.step,
+        "trained_by": loaded.made_by and dataclasses.asdict(loaded.made_by),
+        "drawn_by": dataclasses.asdict(provenance(device)),
+        "driver": list(map(str, driver.files)), "config": config.model_dump(mode="json")}, indent=1))
     write_seconds(folder, "reenactment", time.perf_counter() - start)
     return folder

@@ -75,7 +75,7 @@ class RasterOptions:
     """How to draw. A backend that cannot do what an option asks for refuses with a sentence.
 
     precision: of the blending products; `high` is about 3e-4 relative, `highest` about 1e-6. A bound: backends may do better.
-    deterministic: the same gradients to the bit every time, for more memory.
+    deterministic: the same gradients to the bit every time, for more memory; also where torch.use_deterministic_algorithms was called.
     clip: leave out what lies beyond three standard deviations, rounded outwards to squares of 16 px, as INRIA's rasterizer does.
     check: look for NaN and infinity in the inputs first (waits for the device) and raise InputError.
     dtype: of the image, for example float16; None is that of the features. Gradients are computed as precisely as without it.

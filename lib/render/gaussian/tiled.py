@@ -21,7 +21,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
-from lib.kernels import triton_missing
+from lib.kernels import must_be_repeatable, triton_missing
 from lib.render.gaussian.contract import DEFAULT, PAIRS_MAX, FeatureImage, RasterOptions, room_for
 from lib.render.gaussian.installed import gradient_obstacle, refuse_obstacles
 from lib.render.gaussian.launch import HostWords, Launch, Layout, Replays, aligned, on_device
@@ -104,7 +104,7 @@ def _rasterize(
     save = torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
     blender = blender_of(
         blending, clouds, count, camera.intrinsics.shape[0], channels, camera.width, camera.height, options.clip, options.precision == "highest",
-        options.deterministic, save, means.get_device(),
+        options.deterministic or must_be_repeatable(), save, means.get_device(),
     )
     scene = blender.scene
     if channels * camera.width * camera.height >= 2**31 or scene.images * count > 2**24 or scene.images > GRID_MAX:

@@ -14,7 +14,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from lib.errors import InputError
 from lib.geometry.camera import Camera
 from lib.geometry.trimesh import face_normals
-from lib.kernels import triton_missing
+from lib.kernels import must_be_repeatable, triton_missing
 from lib.render.gaussian.launch import on_device
 from lib.render.mesh.contract import MeshImage
 
@@ -36,6 +36,8 @@ def obstacle(vertices: Float[Tensor, "B N 3"], attributes: Float[Tensor, "B N C"
     interpreted = not vertices.is_cuda and os.environ.get("TRITON_INTERPRET") == "1"
     if not vertices.is_cuda and not interpreted:
         return f"it needs CUDA tensors, not {vertices.device.type}"
+    if must_be_repeatable():
+        return "its gradients are atomic sums, which torch.use_deterministic_algorithms forbids"
     return triton_missing(interpreted)
 
 
