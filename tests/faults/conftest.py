@@ -2,7 +2,10 @@
 
 import pytest
 
+from tests.faults.children import start_server
 from tests.faults.ledger import Ledger
+from tests.faults.workshop import Workshop
+from tests.tiny_capture import tiny_raw
 
 LEDGER = Ledger()
 
@@ -17,6 +20,13 @@ def ledger() -> Ledger:
 def long(request) -> bool:
     """Whether the whole battery was asked for."""
     return request.config.getoption("--long")
+
+
+@pytest.fixture(scope="session")
+def workshop(made, tmp_path_factory) -> Workshop:
+    """The commands that faults meet."""
+    start_server()
+    return Workshop(tmp_path_factory.mktemp("workshop"), made, tiny_raw(tmp_path_factory))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,0 +1,55 @@
+"""A disk that is full, read-only or somebody else's ends every writer with one message that names it; nothing that was there is lost or half
+replaced, and the same command goes on as soon as it can."""
+
+import random
+
+import pytest
+
+from tests.faults import disks
+from tests.faults.children import apart, suffer
+from tests.faults.disks import Denied, FullDisk, ReadOnly
+from tests.faults.workshop import EXPORTS, TRAININGS, Workshop, leftovers
+
+WRITERS = (*TRAININGS, "video", *EXPORTS, "evaluation", "extraction", "mattes", "landmarks", "3DMM", "YAML files", "demo subject")
+PAGE = 4096
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _namespaces(workshop):
+    disks.look_for_namespaces()
+    print("namespaces" if disks.has_namespaces() else "no namespaces here: disks are full by RLIMIT_FSIZE, read-only by refused calls")
+
+
+def endure(possible, command, fault):
+    disks.know(possible)
+    return suffer(command, fault)
+
+
+def trial(workshop, ledger, name, folder, fault, kind, words):
+    reference, command = workshop.reference(name), workshop.place(name, folder)
+    first, found, again, then = apart(endure, disks.has_namespaces(), command, fault)
+    clear = first.is_clear(*words) and again.code == 0
+    strange, left = reference.strange(found), leftovers(found)
+    ledger.enter(f"{kind}: {name}", clear, not strange and not left and reference.same(then))
+    print(f"{kind}, {name}: {first.code} {first.said[-300:]}")
+    assert first.is_clear(*words), first.said
+    assert again.code == 0, again.said
+    assert strange == [] and left == []
+    assert reference.same(then) and leftovers(then) == []
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk(workshop: Workshop, ledger, long, tmp_path, name):
+    size, chance = workshop.reference(name).size, random.Random(name)
+    for number in range(12 if long else 1):
+        trial(workshop, ledger, name, tmp_path / str(number), FullDisk(PAGE * int(chance.uniform(0.0, 0.8) * size / PAGE)), "disk full", disks.FULL)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_read_only_disk(workshop: Workshop, ledger, tmp_path, name):
+    trial(workshop, ledger, name, tmp_path / "0", ReadOnly(), "disk read-only", ("Read-only file system",))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_folders_that_may_not_be_written(workshop: Workshop, ledger, tmp_path, name):
+    trial(workshop, ledger, name, tmp_path / "0", Denied(), "permission denied", ("Permission denied",))
