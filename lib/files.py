@@ -1,6 +1,8 @@
 """Folders and files whose failures are told to the user."""
 
+import contextlib
 import hashlib
+import shutil
 from pathlib import Path
 
 from lib.errors import InputError
@@ -26,8 +28,30 @@ def write_whole(path: Path, data: bytes | str) -> None:
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        remove(partial)
         raise InputError(f"{path}: cannot be written ({error.strerror}); free space or correct the permissions") from error
+
+
+def remove(path: Path) -> None:
+    """Removes a file that nobody needs, if it is there and can be removed: a read-only disk refuses even what is not there."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def replace_folder(new: Path, place: Path) -> None:
+    """Gives a folder its name, in place of an older one, which is gone only when the new one is there: never half of either has the name.
+
+    Raises InputError where that is not permitted.
+    """
+    old = place.with_name(place.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    try:
+        if place.exists():
+            place.rename(old)
+        new.rename(place)
+    except OSError as error:
+        raise InputError(f"{place}: cannot be replaced by {new} ({error.strerror}); correct the permissions") from error
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

@@ -95,7 +95,6 @@ class SubjectWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._lock.path.unlink(missing_ok=True)
         self._lock.__exit__(kind, error, trace)
 
     def is_complete(self) -> bool:

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lib.errors import InputError
-from lib.files import make_folder
+from lib.files import make_folder, remove
 
 LUMA = (0.2126, 0.7152, 0.0722)  # of R, G, B: ITU-R BT.709
 LUMA_BLACK, LUMA_RANGE, CHROMA_ZERO, CHROMA_RANGE = 16.0, 219.0, 128.0, 224.0  # 8 bits, limited range
@@ -82,7 +82,7 @@ class VideoWriter:
             if kind is None:
                 raise self._refusal(problem) from problem
         finally:
-            self._partial.unlink(missing_ok=True)
+            remove(self._partial)
 
     def _refusal(self, problem: OSError) -> InputError:
         return InputError(f"{self.path}: the video cannot be written ({problem})")

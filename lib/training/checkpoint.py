@@ -12,7 +12,7 @@ from torch import nn
 
 from lib.datasets.head_capture import CaptureRecord
 from lib.errors import InputError
-from lib.files import make_folder
+from lib.files import make_folder, remove
 from lib.provenance import Provenance, provenance, read_provenance
 from lib.training.stage import AbstractStage
 
@@ -89,7 +89,7 @@ def save_checkpoint(
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         for leftover in (partial, *links):
-            leftover.unlink(missing_ok=True)
+            remove(leftover)
         raise InputError(f"{path}: the checkpoint of step {step} cannot be written ({error}); what was there before is "
                          "untouched. Free space or fix permissions and run the same command again") from error
 
@@ -97,7 +97,7 @@ def save_checkpoint(
 def remove_leftovers(folder: Path, stage: str) -> None:
     """Deletes what a killed process had begun to write."""
     for leftover in folder.glob(f"{stage}_*.partial"):
-        leftover.unlink()
+        remove(leftover)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

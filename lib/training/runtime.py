@@ -1,5 +1,6 @@
 """Where a run happens: device, seeds, signals, one run per folder, and how a script ends."""
 
+import errno
 import os
 import signal
 import socket
@@ -12,13 +13,16 @@ import numpy as np
 import torch
 
 from lib.errors import InputError, NumericalError, Stopped
-from lib.files import make_folder
+from lib.files import make_folder, remove
 from lib.training.distributed import OtherFailed, count, is_first, is_first_to_fail, joined, leave, local_rank
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+# What the disk or its owner refuses, wherever it comes up, is told as bad input is; other errors of the system are faults of this code.
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 def run(main: Callable[[], None], together: bool = False) -> None:
@@ -46,6 +50,13 @@ def _run(main: Callable[[], None]) -> int:
         if is_first_to_fail(error.exit_code):
             print(f"{new_line}error: {error}", file=sys.stderr, flush=True)
         return leave(error.exit_code)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        if is_first_to_fail(InputError.exit_code):
+            what = error.filename or "a file"
+            print(f"{new_line}error: {what}: {error.strerror}; free space or correct the permissions", file=sys.stderr, flush=True)
+        return leave(InputError.exit_code)
     except OtherFailed as failed:
         if str(failed) and is_first_to_fail(failed.exit_code):
             print(f"{new_line}error: {failed}", file=sys.stderr, flush=True)
@@ -142,7 +153,7 @@ class StopSignals:
 
 
 class RunLock:
-    """Context that lets one process at a time write a run. The lock ends with its process, however that ends.
+    """Context that lets one process at a time write a run. The lock ends with its process, however that ends; its file goes at a regular end.
 
     Raises InputError naming the other process. Where a file system has no locks, it says so and goes on. `option` chooses another place.
     """
@@ -153,29 +164,36 @@ class RunLock:
     def __enter__(self) -> "RunLock":
         make_folder(self.path.parent)
         try:
-            self._file = self.path.open("a+")
+            while not self._take():
+                self._file.close()
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror}); correct the permissions or choose another "
-                             "recorder.checkpoint_path") from error
+            raise InputError(f"{self.path}: cannot be written ({error.strerror}); free space, correct the permissions or choose another "
+                             f"{self.option}") from error
+        return self
+
+    def _take(self) -> bool:
+        """Opens and locks the file; False where the process before has just removed it, so that somebody else may lock another of that name."""
+        self._file = self.path.open("a+b", buffering=0)
         if fcntl is not None:
             try:
                 # Of the process, not of the file: forked processes do not hold it on.
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError) as error:
                 self._file.seek(0)
-                holder = self._file.read().strip() or "another process"
+                holder = self._file.read().decode(errors="replace").strip() or "another process"
                 self._file.close()
                 raise InputError(f"{self.path.parent}: {holder} is writing this run ({self.path.name}); wait for it, stop it, "
                                  f"or choose another {self.option}") from error
             except OSError as error:
                 print(f"{self.path}: no locks here ({error.strerror}); make sure that one process at a time writes this run")
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
-        return self
+        return self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if fcntl is not None:
+            remove(self.path)  # while it is locked: whoever waits for it sees that it is gone
         self._file.close()
 
 

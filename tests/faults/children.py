@@ -67,15 +67,13 @@ def start_server() -> None:
 
 def execute(command: Command) -> Ended:
     """Runs it in this process, as its script does."""
-    from lib.training.runtime import run
-
     said, code = io.StringIO(), 0
     os.chdir(command.place)
     main = importlib.import_module(command.module).main
     with (Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(said),
           mock.patch.object(sys, "argv", [command.module, *command.words])):
         try:
-            run(main)
+            importlib.import_module("lib.training.runtime").run(main, together="RANK" in os.environ)
         except SystemExit as ended:
             code = int(ended.code or 0)
         except BaseException:  # noqa: BLE001 (what users would see)
@@ -105,12 +103,12 @@ def apart(task: Any, *arguments: Any) -> Any:
 
 
 class Victim:
-    """A command in a process that will be killed from outside."""
+    """A command in a process that something happens to from outside."""
 
-    def __init__(self, command: Command, event: int | None = None) -> None:
-        """`event`: the number of the change to files of its folder, from 1, of which it tells."""
+    def __init__(self, command: Command, event: int | None = None, stop: bool = False) -> None:
+        """`event`: the number of the change to files of its folder, from 1, of which it tells; with `stop` it goes no further."""
         self._ours, theirs = CONTEXT.Pipe(duplex=False)
-        self.process = CONTEXT.Process(target=_live, args=(command, event, theirs))
+        self.process = CONTEXT.Process(target=_live, args=(command, event, stop, theirs))
         self.process.start()
         theirs.close()
 
@@ -128,13 +126,14 @@ class Victim:
         assert self.process.exitcode in (0, -signal.SIGKILL)
         return self.process.exitcode != 0
 
-    def end(self) -> None:
-        """Waits until it is through."""
+    def end(self) -> int:
+        """Its exit code, once it is through."""
         self.process.join(PATIENCE_S)
-        assert self.process.exitcode == 0
+        assert self.process.exitcode is not None
+        return self.process.exitcode
 
 
-def _live(command: Command, event: int | None, told: Connection) -> None:
+def _live(command: Command, event: int | None, stop: bool, told: Connection) -> None:
     left, lock = [event], threading.Lock()
 
     def tell() -> None:
@@ -143,6 +142,8 @@ def _live(command: Command, event: int | None, told: Connection) -> None:
             now = left[0] == 0
         if now:
             told.send("event")
+            if stop:
+                os.kill(os.getpid(), signal.SIGSTOP)
 
     if event is not None:
         on_changes(command.place, tell)

@@ -3,21 +3,20 @@ one, otherwise by what comes nearest."""
 
 import ctypes
 import errno
+import itertools
 import os
 import resource
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tests.faults.children import CHANGES, WRITING, apart
+from tests.faults.children import apart, on_changes
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 NEW_MOUNTS, NEW_USERS = 0x00020000, 0x10000000
-READ_ONLY, REMOUNT, BIND, PRIVATE, RECURSIVE = 1, 32, 4096, 1 << 18, 16384
+READ_ONLY, REMOUNT, BIND, PRIVATE, RECURSIVE, DETACH = 1, 32, 4096, 1 << 18, 16384, 2
 CAPABILITIES_3 = 0x20080522
 ROOM_AT_LAST = 1 << 30
-FULL = ("No space left on device", "File too large")
+FULL = ("No space left on device", "File too large", "are needed, but its disk has")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class FullDisk:
 
 @dataclass(frozen=True)
 class ReadOnly:
-    """A place on a read-only disk; without a namespace, whatever opens or changes a file there is told so."""
+    """A place on a read-only disk; without a namespace, one that refuses everything alike."""
 
     def strike(self, place: Path) -> None:
         """Turns it."""
@@ -63,15 +62,15 @@ class ReadOnly:
             _mount(str(place), place, None, BIND)
             _mount(str(place), place, None, BIND | REMOUNT | READ_ONLY)
         else:
-            REFUSED.append(str(place))
-            sys.addaudithook(_refuse)
+            Failing(1, errno.EROFS).strike(place)
 
     def mend(self, place: Path) -> None:
         """Turns it back."""
-        REFUSED.clear()
         if has_namespaces():
             os.chdir("/")
-            assert LIBC.umount2(os.fsencode(place), 2) == 0, os.strerror(ctypes.get_errno())
+            _call(LIBC.umount2(os.fsencode(place), DETACH))
+        else:
+            Failing.mend(place)
 
 
 @dataclass(frozen=True)
@@ -93,15 +92,30 @@ class Denied:
             folder.chmod(mode)
 
 
-REFUSED: list[str] = []
+@dataclass(frozen=True)
+class Failing:
+    """A disk that fails for good at the `number`-th change of a file: everything from then on ends with the error `code`."""
+
+    number: int
+    code: int
+
+    def strike(self, place: Path) -> None:
+        """Lies in wait."""
+        seen = itertools.count(1)
+
+        def refuse() -> None:
+            if not _mended and next(seen) >= self.number:
+                raise OSError(self.code, os.strerror(self.code))
+
+        on_changes(place, refuse)
+
+    @staticmethod
+    def mend(place: Path) -> None:
+        """No more."""
+        _mended.append(place)
 
 
-def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    writes = event in CHANGES or (event == "open" and isinstance(arguments[0], str) and (arguments[2] or 0) & WRITING)
-    if REFUSED and writes and os.path.abspath(arguments[0]).startswith(REFUSED[0]):  # noqa: PTH100
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), arguments[0])
-
-
+_mended: list[Path] = []
 _possible: list[bool] = []
 
 

@@ -28,7 +28,7 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(workshop
             ledger.enter(f"kill -9 while {moments}" + f", {name}" * (name in TRAININGS), True, strange == [])
             assert strange == []
             left -= killed
-        Victim(command).end()  # of what was through before it could be killed, once more
+        assert Victim(command).end() == 0  # of what was through before it could be killed, once more
         content = files(command.place)
         assert reference.same(content) and leftovers(content) == []
     print(f"{name}: {many if long else few} kills in {runs} runs")

@@ -3,7 +3,7 @@
 import threading
 
 import torch
-import torch.utils.tensorboard  # noqa: F401
+import torch.utils.tensorboard
 from tqdm import tqdm
 
 import evaluate  # noqa: F401

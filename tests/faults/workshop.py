@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from lib.datasets.layout import CaptureFolder
-from tests.faults.children import Command, apart, count_changes, execute, files
+from tests.faults.children import Command, apart, count_changes, files
 from tests.tiny import CAMERAS, Tiny, copy_subject, gaussian_dict, mesh_dict, reenactment_dict
 
 STEPS = 12
@@ -37,10 +37,10 @@ class Reference:
 
     def strange(self, content: dict[str, bytes]) -> list[str]:
         """Files that have the name of a result, and are not what the undisturbed run left there, at its end or at an earlier step."""
-        states = {digest for file, digest in self.results.items() if _is_checkpoint(file)}
+        states = {digest for file, digest in self.results.items() if is_checkpoint(file)}
         return [file for file, digest in results(content).items() if not (
-            digest in states if _is_checkpoint(file) else _is_picture(content[file]) if file.endswith("_preview.png")
-            else digest == self.results.get(file.replace("subject.partial/", "subject/")))]
+            digest in states if is_checkpoint(file) else _is_picture(content[file]) if file.endswith("_preview.png")
+            else digest == self.results.get(file.replace(".partial/", "/")))]
 
     def same(self, content: dict[str, bytes]) -> bool:
         """Whether all is as the undisturbed run left it."""
@@ -164,6 +164,11 @@ def results(content: dict[str, bytes]) -> dict[str, str]:
             if not name.endswith((*OF_THE_MOMENT, *UNFINISHED)) and "events.out" not in name}
 
 
+def checkpoints(content: dict[str, bytes]) -> set[str]:
+    """Digests of them all."""
+    return {digest for name, digest in results(content).items() if is_checkpoint(name)}
+
+
 def leftovers(content: dict[str, bytes]) -> list[str]:
     """Files that only somebody who still writes should have."""
     return [name for name in content if any(part.endswith(UNFINISHED) for part in Path(name).parts)]
@@ -171,20 +176,20 @@ def leftovers(content: dict[str, bytes]) -> list[str]:
 
 @cache
 def _digest(name: str, data: bytes) -> str:
-    if _is_checkpoint(name):
+    if is_checkpoint(name):
         state = torch.load(io.BytesIO(data), weights_only=True)
         data = repr((state["step"], state["best_psnr"], _plain(state["modules"]), _plain(state["optimizers"]))).encode()
     elif name.endswith("metrics.json"):
         content = json.loads(data)
         content.pop("seconds")
-        content.pop("made_by", None)
         for split in content.values():
             split.pop("frames_per_second", None)
         data = json.dumps(content).encode()
     return hashlib.sha256(data).hexdigest()
 
 
-def _is_checkpoint(name: str) -> bool:
+def is_checkpoint(name: str) -> bool:
+    """Whether a file of a place is one."""
     return name.startswith("checkpoints/") and not name.endswith(".yaml")
 
 
@@ -193,12 +198,9 @@ def _is_picture(data: bytes) -> bool:
 
 
 def _plain(state: object) -> object:
-    """Without tensors, which become digests of their bytes."""
+    """Without tensors, which become digests of their bytes, and without learning rates, which every step sets anew."""
     if isinstance(state, torch.Tensor):
         return tuple(state.shape), str(state.dtype), hashlib.sha256(state.contiguous().numpy().tobytes()).hexdigest()
     if isinstance(state, dict):
-        return {key: _plain(value) for key, value in state.items()}
+        return {key: _plain(value) for key, value in state.items() if key != "lr"}
     return [_plain(value) for value in state] if isinstance(state, list | tuple) else state
-
-
-__all__ = ["EXPORTS", "STEPS", "TRAININGS", "Reference", "Workshop", "execute", "leftovers", "results"]
