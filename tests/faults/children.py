@@ -16,13 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
 PATIENCE_S = 120.0
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+Then = Literal["go on", "stop", "write half"]
 CHANGES = ("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir")
 
 
@@ -105,10 +106,11 @@ def apart(task: Any, *arguments: Any) -> Any:
 class Victim:
     """A command in a process that something happens to from outside."""
 
-    def __init__(self, command: Command, event: int | None = None, stop: bool = False) -> None:
-        """`event`: the number of the change to files of its folder, from 1, of which it tells; with `stop` it goes no further."""
+    def __init__(self, command: Command, event: int | None = None, then: Then = "go on") -> None:
+        """`event`: the number of the change to files of its folder, from 1, of which it tells; `then` it goes on, stops there, or waits with
+        half of that file written (where the change writes one as most of the project does)."""
         self._ours, theirs = CONTEXT.Pipe(duplex=False)
-        self.process = CONTEXT.Process(target=_live, args=(command, event, stop, theirs))
+        self.process = CONTEXT.Process(target=_live, args=(command, event, then, theirs))
         self.process.start()
         theirs.close()
 
@@ -133,7 +135,7 @@ class Victim:
         return self.process.exitcode
 
 
-def _live(command: Command, event: int | None, stop: bool, told: Connection) -> None:
+def _live(command: Command, event: int | None, then: Then, told: Connection) -> None:
     left, lock = [event], threading.Lock()
 
     def tell() -> None:
@@ -142,8 +144,17 @@ def _live(command: Command, event: int | None, stop: bool, told: Connection) -> 
             now = left[0] == 0
         if now:
             told.send("event")
-            if stop:
+            if then == "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
+            elif then == "write half":
+                Path.write_bytes = write_half  # type: ignore[method-assign]
+
+    write = Path.write_bytes
+
+    def write_half(path: Path, data: bytes) -> int:
+        write(path, data[:len(data) // 2])
+        os.kill(os.getpid(), signal.SIGSTOP)
+        raise AssertionError("it was to be killed")
 
     if event is not None:
         on_changes(command.place, tell)

@@ -10,6 +10,16 @@ from tests.tiny_capture import tiny_raw
 LEDGER = Ledger()
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "cases(all, few): values of `name` with --long, and without")
+
+
+def pytest_generate_tests(metafunc):
+    marker = metafunc.definition.get_closest_marker("cases")
+    if marker is not None:
+        metafunc.parametrize("name", marker.args[0 if metafunc.config.getoption("--long") else 1])
+
+
 @pytest.fixture
 def ledger() -> Ledger:
     """Where every trial of a fault is entered."""

@@ -13,6 +13,7 @@ from tests.faults.disks import Denied, Failing, FullDisk, ReadOnly
 from tests.faults.workshop import EXPORTS, TRAININGS, Workshop, leftovers
 
 WRITERS = (*TRAININGS, "video", *EXPORTS, "evaluation", "extraction", "mattes", "landmarks", "3DMM", "YAML files", "demo subject")
+FEW = ("meshhead", "video", "export obj", "export published", "evaluation", "extraction", "mattes", "landmarks", "demo subject")
 PAGE = 4096
 MIDWAY = {errno.ENOSPC: "disk full midway", errno.EROFS: "disk read-only midway", errno.EACCES: "permission lost midway",
           errno.EIO: "disk broken midway"}
@@ -34,7 +35,7 @@ def trial(workshop, ledger, name, folder, fault, kind, words, tidy=True):
     first, found, again, then = apart(endure, disks.has_namespaces(), command, fault)
     clear = first.is_clear(*words) and again.code == 0
     strange, left = reference.strange(found), leftovers(found)
-    ledger.enter(f"{kind}: {name}", clear, not strange and not (tidy and left) and reference.same(then))
+    ledger.enter(kind, clear, not strange and not (tidy and left) and reference.same(then))
     print(f"{kind}, {name}: {first.code} {first.said[-300:]}")
     assert first.is_clear(*words), first.said
     assert again.code == 0, again.said
@@ -42,14 +43,14 @@ def trial(workshop, ledger, name, folder, fault, kind, words, tidy=True):
     assert reference.same(then) and leftovers(then) == []
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.cases(WRITERS, FEW)
 def test_a_full_disk(workshop: Workshop, ledger, long, tmp_path, name):
     size, chance = workshop.reference(name).size, random.Random(name)
     for number in range(12 if long else 1):
         trial(workshop, ledger, name, tmp_path / str(number), FullDisk(PAGE * int(chance.uniform(0.0, 0.8) * size / PAGE)), "disk full", disks.FULL)
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.cases(WRITERS, ("gaussianhead", "export bundle", "export gltf", "extraction"))
 def test_a_disk_that_fails_midway(workshop: Workshop, ledger, long, tmp_path, name):
     """Nothing can be tidied up then, so leftovers are no fault until it works again."""
     changes, chance = workshop.reference(name).changes, random.Random(name)
@@ -58,11 +59,11 @@ def test_a_disk_that_fails_midway(workshop: Workshop, ledger, long, tmp_path, na
         trial(workshop, ledger, name, tmp_path / str(number), Failing(chance.randint(1, changes), code), MIDWAY[code], (os.strerror(code),), False)
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.cases(WRITERS, ("meshhead", "export obj", "mattes"))
 def test_a_read_only_disk(workshop: Workshop, ledger, tmp_path, name):
     trial(workshop, ledger, name, tmp_path / "0", ReadOnly(), "disk read-only", ("Read-only file system",))
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.cases(WRITERS, ("video", "export obj", "extraction"))
 def test_folders_that_may_not_be_written(workshop: Workshop, ledger, tmp_path, name):
     trial(workshop, ledger, name, tmp_path / "0", Denied(), "permission denied", ("Permission denied",))

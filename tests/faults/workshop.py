@@ -111,7 +111,7 @@ class Workshop:
             kind = name.removeprefix("export ")
             values = {key: value for key, value in reenactment_dict(self.made, HERE).items() if key != "video"}
             values |= {"format": kind, "load_meshhead_checkpoint": "checkpoints/tiny/meshhead_latest"}
-            values["dataset"] |= {"param_files": "params/000[0-2]/params.npz"}
+            values["dataset"] |= {"param_files": "params/000[01]/params.npz"}
             _write(folder / f"{kind}.yaml", values | ({"frame": "all"} if kind in ("ply", "obj", "gltf") else {}))
         elif name in ("mattes", "landmarks", "3DMM"):
             copy_subject(self.made.subject, folder / "subject", CAMERAS[:3], lowres=True)
