@@ -171,7 +171,11 @@ def on_changes(place: Path, call: Callable[[], None]) -> None:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and not (isinstance(arguments[0], str) and (arguments[2] or 0) & WRITING):
             return
-        if (event == "open" or event in CHANGES) and os.path.abspath(arguments[0]).startswith(inside):  # noqa: PTH100 (the same text for whatever was given)
+        if event != "open" and event not in CHANGES:
+            return
+        relative = event != "open" and arguments[-1] >= 0  # to a folder that is open
+        folder = os.readlink(f"/proc/self/fd/{arguments[-1]}") if relative else os.getcwd()  # noqa: PTH109, PTH115 (names come as text)
+        if os.path.normpath(os.path.join(folder, os.fsdecode(arguments[0]))).startswith(inside):  # noqa: PTH118
             call()
 
     sys.addaudithook(hook)

@@ -46,7 +46,7 @@ def trial(workshop, ledger, name, folder, fault, kind, words, tidy=True):
 @pytest.mark.cases(WRITERS, FEW)
 def test_a_full_disk(workshop: Workshop, ledger, long, tmp_path, name):
     size, chance = workshop.reference(name).size, random.Random(name)
-    for number in range(12 if long else 1):
+    for number in range(4 if long else 1):
         trial(workshop, ledger, name, tmp_path / str(number), FullDisk(PAGE * int(chance.uniform(0.0, 0.8) * size / PAGE)), "disk full", disks.FULL)
 
 
@@ -54,7 +54,7 @@ def test_a_full_disk(workshop: Workshop, ledger, long, tmp_path, name):
 def test_a_disk_that_fails_midway(workshop: Workshop, ledger, long, tmp_path, name):
     """Nothing can be tidied up then, so leftovers are no fault until it works again."""
     changes, chance = workshop.reference(name).changes, random.Random(name)
-    for number in range(12 if long else 1):
+    for number in range(4 if long else 1):
         code = chance.choice(list(MIDWAY))
         trial(workshop, ledger, name, tmp_path / str(number), Failing(chance.randint(1, changes), code), MIDWAY[code], (os.strerror(code),), False)
 

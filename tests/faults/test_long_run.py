@@ -56,7 +56,8 @@ def judge(samples: list[Sample]) -> tuple[float, bool]:
 def test_training_for_long_takes_no_more_of_anything(workshop: Workshop, ledger, long, tmp_path, name):
     steps = 2000 if long else 30
     command = workshop.place(name, tmp_path / "0")
-    words, every = (f"trainer.steps={steps}", f"trainer.validate_every={steps // 10}", f"recorder.save_freq={steps // 10}", "recorder.keep_last=2"), steps // (50 if long else 15)
+    words = (f"trainer.steps={steps}", f"trainer.validate_every={steps // 10}", f"recorder.save_freq={steps // 10}", "recorder.keep_last=2")
+    every = steps // (50 if long else 15)
     ended, samples = apart(sampled, Command(command.module, (*command.words, *words), command.place), "lib.training.trainer", every)
     assert ended.code == 0, ended.said
     growth, constant = judge(samples)
