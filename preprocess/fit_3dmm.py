@@ -118,7 +118,7 @@ def frame_times(folder: CaptureFolder, frames: list[str]) -> Float[Tensor, "F"]:
 
 def write_params(folder: CaptureFolder, frames: list[str], fit: HeadFit, made_with: dict[str, str]) -> None:
     """Everything is on the disk beside its place before the first old file is replaced."""
-    marker = folder.root / "params" / "fit.json"
+    marker = folder.fit_path()
     for leftover in marker.parent.glob("*/*.fitted*"):  # of a process that was killed, and perhaps of other frames
         leftover.unlink()
     waiting: list[tuple[Path, Path]] = []

@@ -87,10 +87,12 @@ def save_checkpoint(
             _link_or_copy(partial, link)
             link.replace(copy)
         partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:
+        # torch, told of a full disk, complains of its place in the file.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
         for leftover in (partial, *links):
             remove(leftover)
-        raise InputError(f"{path}: the checkpoint of step {step} cannot be written ({error}); what was there before is "
+        raise InputError(f"{path}: the checkpoint of step {step} cannot be written ({cause}); what was there before is "
                          "untouched. Free space or fix permissions and run the same command again") from error
 
 

@@ -21,7 +21,7 @@ from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
-PATIENCE_S = 120.0
+PATIENCE_S = 900.0
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 Then = Literal["go on", "stop", "write half"]
 CHANGES = ("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir")

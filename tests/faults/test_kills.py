@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
+from lib.datasets.layout import CaptureFolder
+from lib.errors import InputError
 from lib.files import replace_folder, write_whole
 from tests.faults.children import Command, Victim, apart, count_changes, files, on_changes
 from tests.faults.workshop import EXPORTS, STEPS, TRAININGS, Workshop, leftovers
@@ -167,3 +169,32 @@ def test_a_folder_is_never_replaced_by_halves(workshop: Workshop, tmp_path):
         if not there:  # between two names: both are there
             assert files(root / "subject.old") == whole["old"] and files(root / "subject.partial") == whole["new"]
     assert died >= 4 and files(root) == {f"subject/{file}": data for file, data in whole["new"].items()}
+
+
+def test_killed_while_replacing_a_fit_a_mixture_is_told(workshop: Workshop, ledger, long, tmp_path):
+    reference, chance = workshop.reference("3DMM"), random.Random(0)
+    made = files(workshop.root / "reference 3DMM" / "subject" / "params")
+    mixtures = 0
+    for number in range(8 if long else 1):
+        command = workshop.place("3DMM", tmp_path / str(number))
+        folder = CaptureFolder(command.place / "subject")
+        old = {name: b"old" for name in made if name != "fit.json"}
+        for name, data in old.items():
+            write_whole(folder.root / "params" / name, data)
+        # The last changes are one for each of these files, and some of the reports.
+        victim = Victim(command, reference.changes - chance.randint(len(old) // 2, len(old)), "stop")
+        assert victim.wait_for_event() and victim.kill()
+        there = {name: data for name, data in files(folder.root / "params").items() if name in old}
+        try:
+            folder.require_whole_fit()
+            told = False
+        except InputError:
+            told = True
+        mixtures += told
+        right = told or there in (old, {name: made[name] for name in old})
+        ledger.enter("kill -9 over an older result", True, right)
+        assert right
+        assert Victim(command).end() == 0
+        folder.require_whole_fit()
+        assert reference.same(files(command.place)) and leftovers(files(command.place)) == []
+    assert mixtures > 0

@@ -1,11 +1,11 @@
 """The commands that faults meet, ready to start, and what each leaves when nothing disturbs it."""
 
+import contextlib
 import hashlib
 import io
 import json
 import shutil
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import cv2
@@ -23,6 +23,7 @@ EXPORTS = tuple(f"export {name}" for name in FORMATS)
 TRAININGS = ("meshhead", "gaussianhead")
 # Files that tell when something happened, or how long it took.
 OF_THE_MOMENT = (".log", ".lock", "seconds.json", "report.html")
+OF_THE_RUN = ("seconds", "frames_per_second", "made_by", "trained_by", "drawn_by", "measured_by")  # keys of JSON files
 UNFINISHED = (".partial", ".fitted", ".old")
 HERE = Path()
 
@@ -38,9 +39,16 @@ class Reference:
     def strange(self, content: dict[str, bytes]) -> list[str]:
         """Files that have the name of a result, and are not what the undisturbed run left there, at its end or at an earlier step."""
         states = {digest for file, digest in self.results.items() if is_checkpoint(file)}
-        return [file for file, digest in results(content).items() if not (
-            digest in states if is_checkpoint(file) else _is_picture(content[file]) if file.endswith("_preview.png")
-            else digest == self.results.get(file.replace(".partial/", "/")))]
+
+        def is_right(file: str, digest: str) -> bool:
+            if is_checkpoint(file):
+                return digest in states
+            if file.endswith("_preview.png"):
+                return _is_picture(content[file])
+            # In a folder that is to get its name at the end, all is final; a fit says so itself where it is not.
+            return digest == self.results.get(file.replace(".partial/", "/")) or (file.endswith("fit.json") and b'"complete": false' in content[file])
+
+        return [file for file, digest in results(content).items() if not is_right(file, digest)]
 
     def same(self, content: dict[str, bytes]) -> bool:
         """Whether all is as the undisturbed run left it."""
@@ -174,18 +182,31 @@ def leftovers(content: dict[str, bytes]) -> list[str]:
     return [name for name in content if any(part.endswith(UNFINISHED) for part in Path(name).parts)]
 
 
-@cache
 def _digest(name: str, data: bytes) -> str:
+    key = is_checkpoint(name), name.endswith(".json"), hashlib.sha256(data).hexdigest()
+    if key not in _DIGESTS:
+        _DIGESTS[key] = _digest_anew(name, data)
+    return _DIGESTS[key]
+
+
+_DIGESTS: dict[tuple[bool, bool, str], str] = {}
+
+
+def _digest_anew(name: str, data: bytes) -> str:
     if is_checkpoint(name):
         state = torch.load(io.BytesIO(data), weights_only=True)
         data = repr((state["step"], state["best_psnr"], _plain(state["modules"]), _plain(state["optimizers"]))).encode()
-    elif name.endswith("metrics.json"):
-        content = json.loads(data)
-        content.pop("seconds")
-        for split in content.values():
-            split.pop("frames_per_second", None)
-        data = json.dumps(content).encode()
+    elif name.endswith(".json"):
+        with contextlib.suppress(ValueError):  # unfinished, or not ours
+            data = json.dumps(_timeless(json.loads(data))).encode()
     return hashlib.sha256(data).hexdigest()
+
+
+def _timeless(content: object) -> object:
+    """JSON without what tells of this run of the code alone."""
+    if isinstance(content, dict):
+        return {key: _timeless(value) for key, value in content.items() if key not in OF_THE_RUN}
+    return [_timeless(value) for value in content] if isinstance(content, list) else content
 
 
 def is_checkpoint(name: str) -> bool:
