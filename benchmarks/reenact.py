@@ -63,7 +63,7 @@ def make_avatar(gaussians: int, seed: int = 0) -> GaussianAvatar:
         for network in (head.exp_color, head.pose_color):
             network.layers[-1].bias.fill_(0.5)
     # Started as upsampling, so that the picture is one and no noise: encoders care.
-    return GaussianAvatar(head, Upsampler(config.supresmodule.model_copy(update={"pass_through": True}))).eval()
+    return GaussianAvatar(head, Upsampler(config.supresmodule.model_copy(update={"skip": True}))).eval()
 
 
 def _on_shell(count: int) -> torch.Tensor:

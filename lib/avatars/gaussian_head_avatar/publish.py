@@ -50,6 +50,9 @@ def write_published(folder: Path, head: Checkpoint, mesh: Checkpoint | None) -> 
     if config.pose_deform_at != "undeformed":
         raise InputError(f"{head.path}: was trained with gaussianheadmodule.pose_deform_at {config.pose_deform_at}, which the published system "
                          "does not know: it would draw another head. Export it as a bundle")
+    if UpsamplerConfig.model_validate(head.section("supresmodule")).skip:
+        raise InputError(f"{head.path}: was trained with supresmodule.skip, which the published system does not know: it would draw other colours. "
+                         "Export it as a bundle")
     state = head.module("gaussianhead")
     files: dict[str, State | Tensor] = {
         "gaussianhead": {name: state[name] for name in GAUSSIAN_TENSORS} | _networks(state, GAUSSIAN_NETWORKS),
