@@ -849,6 +849,17 @@ def test_reenactment_refuses_a_mesh_head(made, trained, tmp_path):
     assert "'gaussianhead'" in said and "'meshhead'" in said
 
 
+@pytest.mark.parametrize(("section", "key", "value"), [("supresmodule", "of_newer_code", True), ("gaussianheadmodule", "deform_scale", "large")])
+def test_an_avatar_with_options_that_this_code_does_not_know_is_refused(made, runs, tmp_path, section, key, value):
+    path = runs / "checkpoints" / "tiny" / "gaussianhead_latest"
+    state = torch.load(path)
+    state["config"][section][key] = value
+    state["made_by"]["commit"] = "c0ffee"
+    torch.save(state, path)
+    said = refusal("reenactment", reenactment_dict(made, runs, name="refused"), tmp_path)
+    assert said.startswith(f"{path}: {section}.{key} in its configuration is not known to this code") and "commit c0ffee" in said
+
+
 def test_reenactment_that_cannot_write_says_so(made, trained, tmp_path):
     (tmp_path / "refused").write_text("a file")
     said = refusal("reenactment", reenactment_dict(made, trained, name="refused"), tmp_path, f"recorder.result_path={tmp_path}")
