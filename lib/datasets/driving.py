@@ -14,7 +14,7 @@ from lib.config import Config
 from lib.datasets.layout import by_number, read_camera_file, read_camera_path_file, read_params_file
 from lib.datasets.retarget import TrainedFace, neutral, transfer
 from lib.datasets.tracked.driver import DriverTrack, read_driver, track_of
-from lib.errors import InputError
+from lib.errors import InputError, NotFiniteError
 from lib.geometry.camera import Camera, interpolate, look_at
 from lib.geometry.head_pose import HeadPose
 from lib.tensors import TensorBundle
@@ -51,6 +51,7 @@ class DrivingConfig(Config):
     avatar_neutral_path: Path | None = Field(
         None, description="params.npz (from the working directory) of the avatar's neutral face; else the median of its training is taken")
     gain: float = Field(1.0, ge=0, description="how strong expressions become, of what the driver does; about the neutral face where there is one")
+    nan_frames: Literal["refuse", "skip"] = Field("refuse", description="frames of the driver that hold NaN: an error, or left out and named")
     clamp_to_training: bool = Field(False, description="keep every coefficient within what the avatar's training has seen")
 
     @model_validator(mode="after")
@@ -97,7 +98,10 @@ class DrivingSequence:
     def __init__(self, config: DrivingConfig, own_pose: Float[Tensor, "6"], expression_count: int | None = None, trained: TrainedFace | None = None,
                  ) -> None:
         self.config, self._trained = config, trained
-        track = _read_track(config, expression_count)
+        try:
+            track = _read_track(config, expression_count)
+        except NotFiniteError as error:
+            raise InputError(f"{error}; dataset.nan_frames skip leaves such frames out") from error
         self.files, self.notes = track.names, track.notes
         if expression_count not in (None, track.expressions.shape[1]):
             raise InputError(f"{self.files[0]}: the driver has {track.expressions.shape[1]} expression coefficients ({track.holds}), the avatar was "
@@ -118,6 +122,8 @@ class DrivingSequence:
         self._cameras = self._read_cameras()
         # Pictures of the driver are only shown beside the result: never required.
         self.images = _glob(config.dataroot, config.image_files, "dataset.image_files") if config.image_files else []
+        if track.kept is not None and len(self.images) == len(self.files) + track.left_out:
+            self.images = [self.images[number] for number in track.kept]
         if config.image_files and len(self.images) != len(self.files):
             print(f"dataset.image_files: '{config.image_files}' matches {len(self.images)} pictures for {len(self.files)} frames; "
                   "the driver is not shown beside the result")
@@ -225,8 +231,8 @@ def _read_track(config: DrivingConfig, expression_count: int | None) -> DriverTr
     named = Path(config.param_files)
     is_name = bool(config.param_files) and not set(config.param_files) & set("*?[") and not named.is_absolute()
     if is_name and (config.dataroot / named).exists():
-        return read_driver(config.dataroot / named, expression_count)
-    return track_of(_matches(config.dataroot, config.param_files, "dataset.param_files"))
+        return read_driver(config.dataroot / named, expression_count, config.nan_frames == "skip")
+    return track_of(_matches(config.dataroot, config.param_files, "dataset.param_files"), config.nan_frames == "skip")
 
 
 def _poses_in(track: DriverTrack) -> Float[Tensor, "T 6"]:
