@@ -31,7 +31,8 @@ class DriverTrack(TensorBundle):
     scales: Float[Tensor, "T 1"] | None
     names: tuple[str, ...]  # file, and row: for messages
     holds: str  # what the coefficients are
-    own_scale: bool  # whether `scales` are those of the avatar's canonical units wherever the head is put: params.npz
+    own_world: bool  # params.npz: `poses` are in the world of the avatar's training, `scales` of its canonical units, wherever the head is put
+    units_per_metre: float = 1.0  # of the world that `poses` are in
     kept: tuple[int, ...] | None = None  # of params.npz files, the numbers of those that were not left out
     left_out: int = 0  # frames
     notes: tuple[str, ...] = ()
@@ -50,7 +51,7 @@ def track_of(paths: list[Path], skip_nan: bool = False) -> DriverTrack:
         if len(frame.expression) != len(frames[0].expression):
             raise InputError(f"{name}: 'exp_coeff' has {len(frame.expression)} values, {names[0]} has {len(frames[0].expression)}")
     expressions, poses, scales = (torch.stack([getattr(frame, name) for frame in frames]) for name in ("expression", "pose", "scale"))
-    return DriverTrack(expressions, poses, scales, tuple(names), f"{expressions.shape[1]} values of exp_coeff", own_scale=True, kept=tuple(params),
+    return DriverTrack(expressions, poses, scales, tuple(names), f"{expressions.shape[1]} values of exp_coeff", own_world=True, kept=tuple(params),
                        left_out=len(paths) - len(params), notes=gaps.notes())
 
 
@@ -73,7 +74,8 @@ def read_driver(path: Path, expression_count: int | None, skip_nan: bool = False
     return DriverTrack(
         torch.stack(rows), torch.stack(poses) if len(poses) == len(instants) else None,
         None if not poses else torch.ones(len(instants), 1) if scale is None else torch.stack([frame.params.scale for frame in instants]),
-        tuple(frame.where for frame in instants), holds[0], own_scale=False, notes=notes)
+        tuple(frame.where for frame in instants), holds[0], own_world=False, units_per_metre=sequence.units_per_metre,
+        notes=notes)
 
 
 def _is_params(path: Path) -> bool:

@@ -39,7 +39,7 @@ def read(path: Path, options: ReadOptions) -> TrackedSequence:
     folders, gaps = [FolderFiles(file.parent, options) for file in found], Gaps(options.skip_nan)
     frames = [frame for file, files in zip(found, folders, strict=True) for frame in _video(file, files, gaps)]
     notes = (*(note for files in folders for note in files.notes), *gaps.notes())
-    return TrackedSequence(FORMAT, path, MODEL, "root joint", tuple(frames), notes)
+    return TrackedSequence(FORMAT, path, MODEL, "root joint", tuple(frames), notes, units_per_metre=SCALE)
 
 
 def _files(path: Path) -> list[Path]:

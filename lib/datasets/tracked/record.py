@@ -93,6 +93,7 @@ class TrackedSequence:
     pivot: Pivot
     frames: tuple[TrackedFrame, ...]
     notes: tuple[str, ...] = ()
+    units_per_metre: float = 1.0  # of the world
 
     def __post_init__(self) -> None:
         if not self.frames:
