@@ -7,6 +7,10 @@ class InputError(Exception):
     exit_code = 2
 
 
+class NotFiniteError(InputError):
+    """Numbers in a file are NaN or infinite: what may be left out where the user says so."""
+
+
 class NumericalError(Exception):
     """A computation produced NaN or infinity from inputs that were finite."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.errors import InputError
+from lib.errors import InputError, NotFiniteError
 
 
 def read_bytes(path: Path, missing: str = "correct the path or copy the file there") -> bytes:
@@ -37,16 +37,37 @@ def parse_arrays(path: Path, data: bytes) -> dict[str, NDArray]:
 
 def numbers(path: Path, archive: dict[str, NDArray], shape: tuple[int | None, ...] | None, key: str = "") -> NDArray[np.float32]:
     """One array of an archive. Raises InputError where it is missing or `finite` refuses it."""
-    name = f"{path}: '{key}'" if key else str(path)
+    return finite(_name(path, key), _entry(path, archive, key), shape)
+
+
+def rows(path: Path, archive: dict[str, NDArray], shape: tuple[int | None, ...], key: str) -> NDArray[np.float32]:
+    """The same for an array that holds a row for each frame: `finite` of each is left to who reads the frames."""
+    return shaped(_name(path, key), _entry(path, archive, key), shape)
+
+
+def _name(path: Path, key: str) -> str:
+    return f"{path}: '{key}'" if key else str(path)
+
+
+def _entry(path: Path, archive: dict[str, NDArray], key: str) -> NDArray:
     if key not in archive:
-        raise InputError(f"{name}: key is missing; found {sorted(archive)}")
-    return finite(name, archive[key], shape)
+        raise InputError(f"{_name(path, key)}: key is missing; found {sorted(archive)}")
+    return archive[key]
 
 
 def finite(name: str, value: Any, shape: tuple[int | None, ...] | None, dtype: type = np.float32) -> NDArray:
+    """What `shaped` gives, of numbers. Raises NotFiniteError where some are NaN, infinite or too large."""
+    array = shaped(name, value, shape, dtype)
+    bad = int((~np.isfinite(array)).sum())
+    if bad:
+        raise NotFiniteError(f"{name}: {bad} of {array.size} values are NaN, infinite or too large; fit this frame again or remove it")
+    return array
+
+
+def shaped(name: str, value: Any, shape: tuple[int | None, ...] | None, dtype: type = np.float32) -> NDArray:
     """An array, or nested lists as JSON holds them. `name` says in errors which; None in `shape` is any length.
 
-    Raises InputError for what is no number, has another shape, is empty, NaN or infinite.
+    Raises InputError for what is no number, has another shape or is empty.
     """
     try:
         array = np.asarray(value)
@@ -59,9 +80,6 @@ def finite(name: str, value: Any, shape: tuple[int | None, ...] | None, dtype: t
         raise InputError(f"{name}: expected shape {expected}, found {array.shape}")
     with np.errstate(over="ignore"):
         array = array.astype(dtype)
-    bad = int((~np.isfinite(array)).sum())
-    if bad:
-        raise InputError(f"{name}: {bad} of {array.size} values are NaN, infinite or too large; fit this frame again or remove it")
     if array.size == 0:
         raise InputError(f"{name}: the array is empty (shape {array.shape})")
     return array

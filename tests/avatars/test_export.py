@@ -48,8 +48,8 @@ def _one_thread():
 def runs(made, tmp_path_factory) -> Path:
     """Both stages, trained until the picture is that of a head."""
     folder = tmp_path_factory.mktemp("export")
-    run_script("train_meshhead", mesh_dict(made.subject, folder, steps=10), folder)
-    values = gaussian_dict(made.subject, folder, steps=40, augment=False)
+    run_script("train_meshhead", mesh_dict(made.subject, folder, steps=5), folder)
+    values = gaussian_dict(made.subject, folder, steps=12, augment=False)
     values["supresmodule"], values["loss"]["coarse"], values["lr_net"] = SUPRES, 10.0, 3e-3
     run_script("train_gaussianhead", values, folder)
     return folder
@@ -132,7 +132,7 @@ def test_a_ply_is_the_neutral_head(made, runs, tmp_path, capsys):
     nothing = scores(avatar, dataclasses.replace(cloud, opacities=torch.zeros_like(cloud.opacities)), frame)
     assert told["quarter"] > told["first_channels"]  # fitted colours are worth it
     assert all(with_head > without + 3.0 for with_head, without in zip(found, nothing, strict=True))
-    assert f"{told['coarse']:.2f} dB against its coarse picture" in capsys.readouterr().out
+    assert f"{told['coarse']:.2f} dB against its coarse picture; the fit of colours leaves {told['residual']:.4f}" in capsys.readouterr().out
     assert cv2.imread(str(folder / "ply.png")).shape == (2 * SIZE, len(CHECKED) * SIZE, 3)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import queue
+import socket
 import sys
 import threading
 import time
@@ -345,6 +346,29 @@ def test_nothing_is_drawn_for_nobody(viser, avatar, tmp_path):
         assert not draw.called
 
 
+def test_a_browser_that_breaks_off_while_it_is_drawn_for_stops_nobody(viser, avatar, tmp_path):
+    with Running(tmp_path, {"one": avatar}) as running, running.browser() as stays:
+        picture(stays)
+        gone, draw = running.browser(), AvatarViews.draw
+        picture(gone)
+
+        def breaking(self, frame, look):
+            with contextlib.suppress(OSError):
+                gone._socket.socket.shutdown(socket.SHUT_RDWR)  # as where a cable is pulled: no good-bye
+            return draw(self, frame, look)
+
+        with mock.patch.object(AvatarViews, "draw", breaking):
+            gone.look(*facing(0.1))
+            stays.look(*facing(0.1))
+            assert picture(stays).shape == (SIZE, SIZE, 3)
+        until = time.monotonic() + 10.0
+        while len(running.viewer._server.get_clients()) > 1 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert len(running.viewer._server.get_clients()) == 1
+        stays.look(*facing(0.2))
+        assert picture(stays).shape == (SIZE, SIZE, 3) and running.viewer._trouble == ""
+
+
 def test_what_became_old_before_it_was_drawn_is_not_drawn(viser, avatar, tmp_path):
     with Running(tmp_path, {"one": avatar}) as running, running.browser() as browser:
         picture(browser)
@@ -422,6 +446,17 @@ def test_pictures_and_clips_are_saved(viser, avatar, views, puppet, tmp_path):
     with av.open(str(folder / "clip_0001.mp4")) as container:
         assert [(frame.width, frame.height) for frame in container.decode(video=0)] == [(SIZE, SIZE)] * FRAMES
     assert sorted(path.name for path in folder.iterdir()) == ["clip_0001.mp4", "picture_0001.png", "picture_0002.png"]
+
+
+def test_a_clip_for_which_the_disk_is_full_is_told_and_leaves_nothing(viser, avatar, tmp_path):
+    with Running(tmp_path, {"one": avatar}) as running, running.browser() as browser:
+        picture(browser)
+        with mock.patch("lib.avatars.gaussian_head_avatar.viewer.viewer.VideoWriter.add", side_effect=InputError("clip: No space left on device")):
+            browser.set("Clip", True)
+            assert "No space left" in saying(browser, "No clip was saved")
+        browser.look(*facing(0.1))
+        picture(browser)
+    assert not list((tmp_path / "page" / "viewer").iterdir())
 
 
 def test_what_cannot_be_saved_is_told_and_leaves_nothing(viser, avatar, tmp_path):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from lib.datasets.arrays import finite
-from lib.datasets.tracked.files import FolderFiles, Look, ReadOptions, numbered
+from lib.datasets.tracked.files import FolderFiles, Gaps, Look, ReadOptions, numbered
 from lib.datasets.tracked.record import FaceModel, FaceParams, TrackedFrame, TrackedSequence
 from lib.datasets.tracked.rotations import rotation_vectors
 from lib.errors import InputError
@@ -46,19 +46,20 @@ def read(path: Path, options: ReadOptions) -> TrackedSequence:
     subject = path if (path / "imgs").is_dir() else _pictures_of(folder)
     files = FolderFiles(subject or folder, options)
     offset, suffix = _offset(subject, list(found), options) if subject else (0, "")
-    frames = []
+    gaps, frames = Gaps(options.skip_nan), []
     for row, (number, file) in enumerate(found.items()):
         image, mask = (None if subject is None else files.picture(subject / kind / f"{number + offset:05d}{suffix}", str(file), what)
                        for kind, what in (("imgs", "image"), ("alpha", "mask")))
         split = None if len(found) <= TEST_FRAMES else "test" if row >= len(found) - TEST_FRAMES else "train" if row < TRAIN_LIMIT else None
-        params, view = read_frame(file)
-        frames.append(TrackedFrame(f"{number:05d}", (subject or folder.resolve().parent).name, number, params, str(file), "0", view,
-                                   image, mask, split=split))
+        with gaps.frame():
+            params, view = read_frame(file)
+            frames.append(TrackedFrame(f"{number:05d}", (subject or folder.resolve().parent).name, number, params, str(file), "0", view,
+                                       image, mask, split=split))
     none = f"no dataset/{folder.resolve().parent.name}/imgs beside it: no pictures"
     notes = [f"picture of frame n: n + {offset} ({suffix[1:]})" if subject else none]
     if len(found) <= TEST_FRAMES:
         notes.append(f"{len(found)} frames: FlashAvatar's division takes the last {TEST_FRAMES} for tests and needs more, so none is made")
-    return TrackedSequence(FORMAT, path, MODEL, "origin", tuple(frames), (*files.notes, *notes))
+    return TrackedSequence(FORMAT, path, MODEL, "origin", tuple(frames), (*files.notes, *gaps.notes(), *notes))
 
 
 def read_frame(path: Path) -> tuple[FaceParams, Camera]:
