@@ -888,13 +888,10 @@ def test_evaluation_measures_the_held_out_splits(made, trained, tmp_path, monkey
             assert metrics[split][name] == pytest.approx(np.mean([row[name] for row in pictures[split]]), abs=1e-3)
         assert 0 < metrics[split]["psnr"] < 60 and -1 <= metrics[split]["ssim"] <= 1
         assert cv2.imread(str(tmp_path / "tiny" / f"{split}.png")).shape[0] == 3 * SIZE
-<<<<<<< HEAD
     origin = metrics["origin"]
     assert origin["step"] == 2 and origin["config"]["trainer"]["seed"] == 0 and origin["avatar"].endswith("gaussianhead_latest")
     assert origin["trained_by"] == origin["measured_by"] and origin["measured_by"]["device"] == "cpu"
-=======
     assert most[0] <= 2 < len(capture.novel_view())  # pictures that are in memory at once, however many there are
->>>>>>> review
 
 
 def test_evaluation_says_by_which_protocol_and_leaves_a_report(made, trained, tmp_path, capsys):
