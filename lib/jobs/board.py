@@ -4,7 +4,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import TextIO
+from io import TextIOBase
 
 from lib.jobs.coordinator import Report, State
 from lib.training.runtime import is_terminal
@@ -17,8 +17,8 @@ UP, CLEAR = "\x1b[{}A", "\x1b[J"
 class Board:
     """Shows reports; writes to stderr, as progress bars do."""
 
-    def __init__(self, file: TextIO = sys.stderr, in_place: bool | None = None) -> None:
-        self._file = file
+    def __init__(self, file: TextIOBase | None = None, in_place: bool | None = None) -> None:
+        self._file = file or sys.stderr
         self._in_place = is_terminal() if in_place is None else in_place
         self._lines = 0
         self._known: dict[str, tuple[object, ...]] = {}

@@ -11,9 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -23,9 +24,7 @@ from lib.errors import InputError
 from lib.files import Held, make_folder
 from lib.jobs.worker import Outcome, Task, attempt_task
 
-if TYPE_CHECKING:
-    import submitit
-
+SubmititJob = Any  # submitit.Job[Outcome]; the package is optional
 ROOT = Path(str(lib.__file__)).resolve().parents[1]  # of the scripts, from which workers import lib
 YEAR = 365 * 24 * 60  # minutes; submitit has no word for "no limit"
 LOST = 1  # exit code of a worker that said none
@@ -45,19 +44,22 @@ class JobsConfig(Config):
         {}, description="passed to sbatch by submitit's names, e.g. {partition: gpu, gpus_per_node: 1, cpus_per_task: 8, mem: 64GB}")
 
 
-class Job(Protocol):
+class Job(ABC):
     """An attempt that was handed over."""
 
+    @abstractmethod
     def outcome(self) -> Outcome | None:
         """How it ended; None while it has not."""
 
+    @abstractmethod
     def stop(self) -> None:
         """Asks it to save and end."""
 
 
-class Executor(Protocol):
+class Executor(ABC):
     """Takes attempts. `slot` tells those that run at the same time apart: 0, 1, ..."""
 
+    @abstractmethod
     def start(self, task: Task, attempt: int, slot: int) -> Job:
         """Hands an attempt over; returns at once. Raises Held where that is not possible now, InputError where it will never be."""
 
@@ -73,7 +75,7 @@ def choose_executor(config: JobsConfig, folder: Path) -> Executor:
     return LocalWorkers(config, folder) if config.executor == "local" else SlurmQueue(config, folder)
 
 
-class LocalWorkers:
+class LocalWorkers(Executor):
     """Processes of this machine; with several GPUs, each slot has its own. They save and end when this process is gone, however it ended."""
 
     def __init__(self, config: JobsConfig, folder: Path) -> None:
@@ -94,7 +96,7 @@ class LocalWorkers:
             return _Submitted(self._executor.submit(attempt_task, task, attempt, environment, os.getpid()), 0.0, _terminate)
 
 
-class SlurmQueue:
+class SlurmQueue(Executor):
     """Jobs of a Slurm cluster. They do not need this process: who runs the same command again later finds what they made."""
 
     def __init__(self, config: JobsConfig, folder: Path) -> None:
@@ -125,10 +127,10 @@ class SlurmQueue:
         return _Submitted(job, SLOW_DISK, _cancel)
 
 
-class _Submitted:
+class _Submitted(Job):
     """A job of submitit. `patience`: seconds that a result may take to be seen here once its job has ended."""
 
-    def __init__(self, job: "submitit.Job[Outcome]", patience: float, stop: Callable[["submitit.Job[Outcome]"], None]) -> None:
+    def __init__(self, job: SubmititJob, patience: float, stop: Callable[[SubmititJob], None]) -> None:
         self._job, self._patience, self._stop = job, patience, stop
         self._ended: float | None = None
 
@@ -153,12 +155,12 @@ class _Submitted:
         self._stop(self._job)
 
 
-def _terminate(job: "submitit.Job[Outcome]") -> None:
+def _terminate(job: SubmititJob) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(int(job.job_id), signal.SIGTERM)  # which it passes on; submitit's own `cancel` kills after a second
 
 
-def _cancel(job: "submitit.Job[Outcome]") -> None:
+def _cancel(job: SubmititJob) -> None:
     signals = [] if job.state == "PENDING" else ["--signal=TERM"]
     subprocess.run(["scancel", *signals, job.job_id], check=False)
 
@@ -180,7 +182,10 @@ def _free_cores() -> int:
 
 def _gpus() -> list[str]:
     """CUDA devices by the names under which this process sees them."""
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said == "":
+        return []
     import torch
 
-    count, said = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
     return [str(number) for number in range(count)] if said is None else [name.strip() for name in said.split(",")][:count]

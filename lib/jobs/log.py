@@ -1,6 +1,7 @@
 """The log of a task: one file with the output of all its stages and attempts, from which is read how far it is."""
 
 import re
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ def begin_stage(log: Path, attempt: int, stage: str, arguments: Sequence[str]) -
     """Writes the line that a stage's output follows; returns where (bytes) that output begins."""
     make_folder(log.parent)
     with log.open("a", encoding="utf-8") as file:
-        file.write(f"\n=== attempt {attempt}, {stage}, {time.strftime('%Y-%m-%d %H:%M:%S')}: {' '.join(arguments)}\n")
+        file.write(f"\n=== attempt {attempt}, {stage}, {time.strftime('%Y-%m-%d %H:%M:%S')}: {shlex.join(arguments)}\n")
         return file.tell()
 
 

@@ -43,7 +43,7 @@ class SubjectConfig(Config):
 
     dataroot: Path = Field(description="subject folder; with * or ?, every folder that fits")
     name: str | None = Field(None, description="of the runs (recorder.name); left out: the folder's")
-    overrides: dict[StageName, tuple[str, ...]] = Field({}, description="key=value of a stage, for this subject, e.g. {meshhead: [trainer.steps=2000]}")
+    overrides: dict[StageName, tuple[str, ...]] = Field({}, description="key=value per stage, for it alone, e.g. {meshhead: [trainer.steps=2000]}")
 
     @model_validator(mode="before")
     @classmethod
