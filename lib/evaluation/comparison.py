@@ -94,12 +94,12 @@ def _across(results: list[Result]) -> list[list[str]]:
     return rows
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _mean(values: Sequence[float | int | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 
 
-def _cell(value: float | None) -> str:
+def _cell(value: float | int | None) -> str:
     return "–" if value is None else f"{value:.5g}"
 
 

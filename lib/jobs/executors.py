@@ -28,6 +28,7 @@ SubmititJob = Any  # submitit.Job[Outcome]; the package is optional
 ROOT = Path(str(lib.__file__)).resolve().parents[1]  # of the scripts, from which workers import lib
 YEAR = 365 * 24 * 60  # minutes; submitit has no word for "no limit"
 LOST = 1  # exit code of a worker that said none
+NOTHING_SAID = ("FINISHED", "INTERRUPTED")  # by submitit, of a process of this machine; Slurm's states tell more
 SLOW_DISK = 15.0  # seconds until a file of another machine is seen here
 SAVING = 90  # seconds before the end of its time at which an attempt is told to save
 
@@ -136,7 +137,7 @@ class _Submitted(Job):
 
     def outcome(self) -> Outcome | None:
         """See Job."""
-        from submitit.core.utils import FailedJobError, UncompletedJobError
+        from submitit.core.utils import UncompletedJobError
 
         if not self._job.done():
             return None
@@ -144,11 +145,12 @@ class _Submitted(Job):
         if not self._job.paths.result_pickle.exists():
             if time.monotonic() < self._ended + self._patience:
                 return None
-            return Outcome(LOST, "", f"the worker ended without a word ({self._job.state}); {self._job.paths.stderr}")
+            state = "" if self._job.state in NOTHING_SAID else f", {self._job.state}"
+            return Outcome(LOST, "", f"the worker ended without a word{state} ({self._job.paths.stderr})")
         try:
             return self._job.result()
-        except (FailedJobError, UncompletedJobError) as error:
-            return Outcome(LOST, "", f"{str(error).strip().splitlines()[-1]}; {self._job.paths.stderr}")
+        except UncompletedJobError:
+            return Outcome(LOST, "", f"the worker failed ({self._job.paths.stderr})")
 
     def stop(self) -> None:
         """See Job."""

@@ -30,7 +30,7 @@ from lib.training.checkpoint import read_checkpoint
 from tests.tiny import HELD_OUT_CAMERA, Tiny, copy_subject, gaussian_dict, mesh_dict, reenactment_dict
 
 FEW = ("222200036", HELD_OUT_CAMERA)
-MESH_STEPS = 40
+MESH_STEPS = 24
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def given(command: Command, schema: type[Config]) -> Any:
 # --- what is planned --------------------------------------------------------------------------------------------------
 
 def test_every_stage_of_a_subject_has_its_data_its_name_and_the_result_of_the_one_before(files, tmp_path):
-    files["reenactment"]["overrides"] = ["dataset.dataroot={subject}/driver", "video.sheet_rows=1"]
+    files["reenactment"]["overrides"] = ['dataset.dataroot="{subject}/driver"', "video.sheet_rows=1"]
     files["subjects"] = ["data/alice", {"dataroot": "data/b: [x", "name": "031", "overrides": {"gaussianhead": ["trainer.steps=7"]}}]
     alice, other = plan(SubjectsConfig.model_validate(files))
     assert [command.stage for command in alice.task.commands] == ["meshhead", "gaussianhead", "evaluation", "reenactment"]
@@ -85,7 +85,7 @@ def test_a_pattern_is_every_folder_that_fits_and_a_stage_left_out_is_not_run(fil
 @pytest.mark.parametrize(("subjects", "message"), [
     (["x/bob", "y/bob"], r"two are called 'bob'.*`name`"),
     (["nothing/*"], r"nothing/\*: no folder fits"),
-    ([{"dataroot": "x/bob", "overrides": {"meshhead": ["trainer.stepz=1"]}}], r"subject bob, meshhead: .*trainer\.stepz: unknown key; did you mean 'steps'"),
+    ([{"dataroot": "bob", "overrides": {"meshhead": ["trainer.stepz=1"]}}], r"subject bob, meshhead: .*trainer\.stepz: .* did you mean 'steps'"),
     (["/"], r"subject , meshhead: .*recorder\.name"),
 ])
 def test_a_list_that_is_wrong_is_refused_before_anything_is_started(files, subjects, message, tmp_path):
