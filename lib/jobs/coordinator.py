@@ -82,7 +82,11 @@ class _Entry:
         """Whether it may begin, as nobody else writes its run."""
         if time.monotonic() < self.look_at:
             return False
-        held = self.task.held()
+        try:
+            held = self.task.held()
+        except InputError as error:
+            self.state, self.message, self.ended = State.REFUSED, str(error), time.monotonic()
+            return False
         if held:
             self.hold(held)
         elif self.state is State.HELD:

@@ -45,7 +45,7 @@ class Task:
     log: Path
 
     def held(self) -> str:
-        """Who writes the run, this task's or by hand, as a message; empty where nobody does."""
+        """Who writes the run, by this task or by hand, as a message; empty where nobody does. Raises InputError where nobody could."""
         for path in sorted({self.lock, *self.lock.parent.glob("*.lock")}):
             try:
                 with RunLock(path):
@@ -97,7 +97,7 @@ class _StopRequest:
         if not self._told and self._coordinator is not None:
             try:
                 os.kill(self._coordinator, 0)
-            except ProcessLookupError:
+            except (ProcessLookupError, PermissionError):  # gone, or its number belongs to another person's process by now
                 self._told = True
         return self._told
 

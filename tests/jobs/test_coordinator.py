@@ -110,6 +110,13 @@ def test_a_run_that_is_written_has_a_worker_as_it_needs_the_machine_too(tmp_path
     assert while_held and max(while_held) == 1
 
 
+def test_a_run_that_cannot_be_written_is_refused_alone(tmp_path):
+    (tmp_path / "a").write_text("a file in the way of the folder")
+    reports = end(tmp_path, StandIn({"a": [DONE], "b": [DONE]}))
+    assert (reports["a"].state, reports["b"].state) == (State.REFUSED, State.DONE)
+    assert "cannot be created" in reports["a"].message
+
+
 def test_an_executor_that_is_full_is_asked_again(tmp_path, monkeypatch):
     executor, start, refusals = StandIn({"a": [DONE]}), StandIn.start, iter([True, True])
 

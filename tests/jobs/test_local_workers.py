@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("submitit")
 
@@ -149,6 +150,15 @@ def test_workers_have_a_share_of_the_cores_and_ctrl_c_does_not_reach_them(tmp_pa
             "print('said', os.environ['OMP_NUM_THREADS'], blocked >> (signal.SIGINT - 1) & 1, signal.pthread_sigmask(signal.SIG_BLOCK, ()))")
     run([task(tmp_path, code)], tmp_path)
     assert "said 2 1 set()" in (tmp_path / "subject.log").read_text()
+
+
+def test_workers_have_a_gpu_each_by_the_names_that_are_visible_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-4, 7")
+    code = "import os; print('gpu', os.environ['CUDA_VISIBLE_DEVICES'])"
+    tasks = [Task(name, task(tmp_path, code).commands, tmp_path / f"{name}.lock", tmp_path / f"{name}.log") for name in ("a", "b")]
+    run(tasks, tmp_path)
+    assert ["gpu GPU-4\n" in (tmp_path / "a.log").read_text(), "gpu 7\n" in (tmp_path / "b.log").read_text()] == [True, True]
 
 
 def test_a_coordinator_killed_leaves_no_second_worker_on_a_run(tmp_path):
