@@ -161,7 +161,8 @@ def test_two_subjects_through_everything_while_a_worker_is_killed_and_a_third_is
         assert one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
     results = [read_result(tmp_path / "results" / name).means["novel_view"] for name in ("alice", "bob")]
     assert results[0]["psnr"] == results[1]["psnr"]
-    for ending in (".md", ".csv", ".html"):
-        assert "alice" in (written := (tmp_path / "results" / f"all{ending}").read_text()) and "bob" in written and "eve" not in written
+    tables = {ending: (tmp_path / "results" / f"all{ending}").read_text() for ending in (".md", ".csv", ".html")}
+    assert "| split | measure | alice | bob | mean |" in tables[".md"] and ",split,measure,alice,bob,mean\n" in tables[".csv"]
+    assert ">alice<" in tables[".html"]
     with RunLock(runs / "alice" / "subject.lock"):
         pass
