@@ -14,7 +14,8 @@ setup(
         "roma>=1.7", "jaxtyping>=0.3", "av>=14", "setuptools",
     ],
     extras_require={
-        "dev": ["pytest", "hypothesis", "beartype", "ruff", "scikit-image"],
+        "dev": ["pytest", "hypothesis", "beartype", "ruff", "scikit-image", "submitit>=1.5.4,<2"],
+        "cluster": ["submitit>=1.5.4,<2"],
         "viewer": ["viser>=1.1,<1.2"],
         # For torch without a triton of its own (CPU builds): the tests run the kernels under its interpreter. CUDA builds pin another.
         "interpreter": ['triton==3.7.1; sys_platform == "linux" and platform_machine == "x86_64"'],

@@ -1,9 +1,21 @@
-"""Folders and files whose failures are told to the user."""
+"""Folders and files whose failures are told to the user; one process at a time in a run's folder."""
 
 import hashlib
+import os
+import socket
 from pathlib import Path
+from types import TracebackType
 
 from lib.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+class Held(InputError):
+    """Another process writes what this one wanted to write."""
 
 
 def make_folder(path: Path) -> Path:
@@ -37,3 +49,41 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); expected a file that you may read") from error
+
+
+class RunLock:
+    """Context that lets one process at a time write a run. The lock ends with its process, however that ends.
+
+    Raises Held naming the other process. Where a file system has no locks, it says so and goes on. `option` chooses another place.
+    """
+
+    def __init__(self, path: Path, option: str = "recorder.name") -> None:
+        self.path, self.option = path, option
+
+    def __enter__(self) -> "RunLock":
+        make_folder(self.path.parent)
+        try:
+            self._file = self.path.open("a+")
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written ({error.strerror}); correct the permissions or choose another "
+                             "recorder.checkpoint_path") from error
+        if fcntl is not None:
+            try:
+                # Of the process, not of the file: forked processes do not hold it on.
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                self._file.seek(0)
+                holder = self._file.read().strip() or "another process"
+                self._file.close()
+                raise Held(f"{self.path.parent}: {holder} is writing this run ({self.path.name}); wait for it, stop it, "
+                           f"or choose another {self.option}") from error
+            except OSError as error:
+                print(f"{self.path}: no locks here ({error.strerror}); make sure that one process at a time writes this run")
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._file.flush()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()

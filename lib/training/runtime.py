@@ -1,24 +1,16 @@
-"""Where a run happens: device, seeds, signals, one run per folder, and how a script ends."""
+"""Where a run happens: device, seeds, signals, and how a script ends."""
 
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType, TracebackType
 
 import numpy as np
 import torch
 
 from lib.errors import InputError, NumericalError, Stopped
-from lib.files import make_folder
 from lib.training.distributed import OtherFailed, count, is_first, is_first_to_fail, joined, leave, local_rank
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 
 def run(main: Callable[[], None], together: bool = False) -> None:
@@ -139,44 +131,6 @@ class StopSignals:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-
-
-class RunLock:
-    """Context that lets one process at a time write a run. The lock ends with its process, however that ends.
-
-    Raises InputError naming the other process. Where a file system has no locks, it says so and goes on. `option` chooses another place.
-    """
-
-    def __init__(self, path: Path, option: str = "recorder.name") -> None:
-        self.path, self.option = path, option
-
-    def __enter__(self) -> "RunLock":
-        make_folder(self.path.parent)
-        try:
-            self._file = self.path.open("a+")
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror}); correct the permissions or choose another "
-                             "recorder.checkpoint_path") from error
-        if fcntl is not None:
-            try:
-                # Of the process, not of the file: forked processes do not hold it on.
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
-                self._file.seek(0)
-                holder = self._file.read().strip() or "another process"
-                self._file.close()
-                raise InputError(f"{self.path.parent}: {holder} is writing this run ({self.path.name}); wait for it, stop it, "
-                                 f"or choose another {self.option}") from error
-            except OSError as error:
-                print(f"{self.path}: no locks here ({error.strerror}); make sure that one process at a time writes this run")
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
 
 
 def is_terminal() -> bool:

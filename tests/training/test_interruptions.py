@@ -18,9 +18,9 @@ from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadStage, G
 from lib.datasets.head_capture import HeadCapture
 from lib.datasets.sampler import TrainingBatches
 from lib.errors import InputError, Stopped
+from lib.files import RunLock
 from lib.training.checkpoint import read_checkpoint
 from lib.training.rehearsal import rehearse
-from lib.training.runtime import RunLock
 from tests.tiny import Tiny, copy_subject, gaussian_dict, mesh_dict, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,7 +199,7 @@ def wait_for(ready, process: subprocess.Popen) -> None:
 def test_two_processes_on_one_run_are_told_apart(made, runs):
     """The second one is refused while the first lives; the lock ends with its process, even if that is killed."""
     lock = runs / "checkpoints" / "tiny" / "gaussianhead.lock"
-    code = ("import sys, time; from pathlib import Path; from lib.training.runtime import RunLock\n"
+    code = ("import sys, time; from pathlib import Path; from lib.files import RunLock\n"
             "with RunLock(Path(sys.argv[1])):\n print('held', flush=True); time.sleep(60)")
     other = subprocess.Popen([sys.executable, "-c", code, str(lock)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "held\n"
