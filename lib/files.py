@@ -23,6 +23,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
     make_folder(path.parent)
     partial = path.with_name(path.name + ".partial")
     try:
+        partial.unlink(missing_ok=True)  # in a folder from somebody else it may be a link that leads anywhere
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
         partial.replace(path)
     except OSError as error:
@@ -37,3 +38,14 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); expected a file that you may read") from error
+
+
+def name_fault(name: str) -> str | None:
+    """What keeps a name from being one part of a path, below the folder it is joined to and visible there; None where nothing does."""
+    if not name:
+        return "it is empty"
+    if not name.isprintable():
+        return "it has control characters"
+    if "/" in name or "\\" in name:
+        return "it has a slash"
+    return "it begins with a dot" if name.startswith(".") else None

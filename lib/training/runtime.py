@@ -150,7 +150,9 @@ class RunLock:
     def __enter__(self) -> "RunLock":
         make_folder(self.path.parent)
         try:
-            self._file = self.path.open("a+")
+            # Not through a link: in a folder from somebody else it could lead to any file, which would be emptied.
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+            self._file = os.fdopen(os.open(self.path, flags, 0o666), "a+")
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror}); correct the permissions or choose another "
                              "recorder.checkpoint_path") from error
