@@ -42,7 +42,7 @@ setup: $(READY)
 
 $(READY): setup.py constraints.txt
 	@[ "$(PYTHON)" = python3 ] || python3 -m venv .venv
-	$(PYTHON) -m pip install -q --require-hashes -r constraints.txt
+	$(PYTHON) -m pip install -q --require-hashes --no-deps -r constraints.txt
 	@[ "$(PYTHON)" = python3 ] || $(PYTHON) -m pip install -q "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(PYTHON) -m pip install -q --no-index --no-build-isolation -e ".[dev,viewer]"
 	@mkdir -p $(dir $@) && touch $@
