@@ -22,9 +22,9 @@ from lib.training.runtime import run
 
 PROJECT, EXTRAS = "gaussian-head-avatars", ("dev", "viewer", "interpreter")
 PERMISSIVE = "keep the notice"
-ALLOWED = {name: PERMISSIVE for name in (
+ALLOWED = dict.fromkeys((
     "0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "MIT", "MIT-CMU", "PSF-2.0",
-    "Zlib")}
+    "Zlib"), PERMISSIVE)
 ALLOWED |= {"MPL-2.0": "copyleft of single files, which are used as they are"}
 # What packages write where no SPDX expression is.
 SPELLED = {
@@ -109,12 +109,8 @@ def licence(distribution: importlib.metadata.Distribution) -> str:
     if data.get("License-Expression"):
         return str(data["License-Expression"])
     classes = [line.rpartition(" :: ")[2] for line in data.get_all("Classifier") or () if line.startswith("License :: ")]
-    text = (data.get("License") or "").strip().partition("\n")[0]
-    stated = [SPELLED.get(one, one) for one in (*classes, text) if one and one != "OSI Approved"]
-    known = [one for one in stated if one in ALLOWED]
-    if classes:  # all of them count
-        return " AND ".join(dict.fromkeys(SPELLED.get(one, one) for one in classes if one != "OSI Approved")) or text or "unknown"
-    return (known or stated or ["unknown"])[0]
+    stated = classes or [(data.get("License") or "").strip().partition("\n")[0] or "unknown"]
+    return " AND ".join(dict.fromkeys(SPELLED.get(name, name) for name in stated))  # where there are several, all count
 
 
 def advisories(packages: list[Package], pip_audit: Path) -> list[str]:

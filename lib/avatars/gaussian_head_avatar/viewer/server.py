@@ -33,7 +33,7 @@ class Address:
     token: str
 
     def __str__(self) -> str:
-        name = socket.getfqdn() if self.host in ("0.0.0.0", "::") else self.host
+        name = socket.getfqdn() if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104 (compared, not bound)
         return f"http://{f'[{name}]' if ':' in name else name}:{self.port}/{self.token}/"
 
 
