@@ -1,5 +1,6 @@
 """No file runs code when it is read: every reader against every way a pickle can be hidden, and against files that only claim much."""
 
+import hashlib
 import io
 import json
 import pickle
@@ -25,7 +26,7 @@ from lib.errors import InputError
 from lib.face_models.library import read_model
 from lib.face_models.pickles import read_pickle
 from lib.losses.perceptual import load_lpips
-from lib.training.bundle import read_bundle
+from lib.training.bundle import DIGITS, LICENSE, MANIFEST, read_bundle
 from lib.training.checkpoint import read_checkpoint
 from lib.training.recorder import RecorderConfig
 from preprocess import landmark_files, matting, raw_layouts
@@ -95,10 +96,9 @@ def refuses(read: Read, path: Path, data: bytes, mark: Path) -> None:
 @pytest.mark.parametrize("reader", TORCH_READERS)
 @pytest.mark.parametrize("container", TORCH)
 def test_torch_files_run_nothing(tmp_path, reader, container):
-    for name, payload in PAYLOADS.items():
-        mark = tmp_path / "mark"
+    mark = tmp_path / "mark"
+    for payload in PAYLOADS.values():
         refuses(TORCH_READERS[reader], tmp_path / "hostile.pth", TORCH[container](payload(mark)), mark)
-        assert name
 
 
 @pytest.mark.parametrize("reader", ARRAY_READERS)
@@ -119,19 +119,39 @@ def test_pickles_of_face_models_run_nothing(tmp_path, reader):
 
 @pytest.mark.parametrize("container", [npy, *TORCH.values()])
 def test_bundles_run_nothing(tmp_path, container):
-    from tests.training.test_bundle import repack
-
-    mark = tmp_path / "mark"
+    mark, path, harmless = tmp_path / "mark", tmp_path / "hostile.avatar", io.BytesIO()
+    np.save(harmless, np.zeros((3, 1), np.float32))
+    path.write_bytes(bundle({"tensors/gaussianhead/xyz.npy": harmless.getvalue(), "data.pkl": next(iter(PAYLOADS.values()))(mark)}))
+    assert read_bundle(path, "gaussianhead", "load_gaussianhead_checkpoint").modules["gaussianhead"]["xyz"].shape == (3, 1)  # a control
     for payload in PAYLOADS.values():
-        path = tmp_path / "hostile.avatar"
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("avatar.json", json.dumps({"bundle": 1, "sha256": {}}))
-        repack(path, {"tensors/gaussianhead/xyz.npy": container(payload(mark)), "data.pkl": payload(mark)})
-        with pytest.raises(InputError):
-            read_bundle(path, "gaussianhead", "load_gaussianhead_checkpoint")
-        with pytest.raises(InputError):
-            read_gaussian_head(path, "load_gaussianhead_checkpoint", None, None, None)
+        path.write_bytes(bundle({"tensors/gaussianhead/xyz.npy": container(payload(mark))}))
+        for read in (lambda: read_bundle(path, "gaussianhead", "key"), lambda: read_gaussian_head(path, "key", None, None, None)):
+            with pytest.raises(InputError, match=r"xyz\.npy|is not that of a bundle"):
+                read()
         assert not touched(mark)
+
+
+def bundle(parts: dict[str, bytes], **changes: object) -> bytes:
+    """A bundle whose hashes are right; `changes` are of its manifest."""
+    parts = {LICENSE: b"mine"} | parts
+    manifest = {"bundle": 1, "stage": "gaussianhead", "step": 0, "seconds": 0.0, "config": {}, "data": None,
+                "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}} | changes
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in ({MANIFEST: json.dumps(manifest).encode()} | parts).items():
+            archive.writestr(name, data)
+        archive.comment = b"0" * DIGITS
+    whole = file.getvalue()[:-DIGITS]
+    return whole + hashlib.sha256(whole).hexdigest().encode()
+
+
+@pytest.mark.parametrize("data", [[1], {"frames": 3}, "x", {"frames": [], "digests": [], "train_frames": [], "train_cameras": [], "more": []}])
+def test_a_bundle_that_says_nonsense_of_its_data(tmp_path, data, capsys):
+    path = tmp_path / "a.avatar"
+    path.write_bytes(bundle({LICENSE: b"\x1b[2Jmine"}, data=data))
+    with pytest.raises(InputError, match="is not that of a bundle"):
+        read_bundle(path, "gaussianhead", "load_gaussianhead_checkpoint")
+    assert "\x1b" not in capsys.readouterr().out
 
 
 # --- numpy's own types and arrays, told by a file what they are -------------------------------------------------------
@@ -189,25 +209,22 @@ def test_an_array_is_no_more_than_its_bytes(tmp_path, lie, protocol):
 
 # --- files that claim much --------------------------------------------------------------------------------------------
 
-def test_a_packed_file_that_promises_terabytes(tmp_path):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("pose.npy", npy(b""))
-    data = bytearray(file.getvalue())
-    place = data.rindex(b"PK\x01\x02")
-    data[place + 24:place + 28] = struct.pack("<I", 0xFFFFFFF0)
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        assert archive.infolist()[0].file_size == 0xFFFFFFF0
-    for count in (1, 2):
-        with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-            for number in range(count):
-                header = io.BytesIO()
-                np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**44,)})
-                archive.writestr(f"{number}.npy", header.getvalue())
-        with pytest.raises(InputError, match=r"a\.npz: cannot be read"):
-            parse_arrays(tmp_path / "a.npz", (tmp_path / "a.npz").read_bytes())
-    with pytest.raises(InputError, match="promises 4294967280|cannot be read"):
-        parse_arrays(tmp_path / "a.npz", bytes(data))
+def test_a_file_that_promises_more_than_there_is(tmp_path):
+    path = tmp_path / "a.npz"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**50,)})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("pose", "scale"):
+            archive.writestr(f"{name}.npy", header.getvalue())
+    honest = path.read_bytes()
+    with pytest.raises(InputError, match=r"a\.npz: cannot be read as a numpy file \(.*allocate"):
+        parse_arrays(path, honest)
+    data, place = bytearray(honest), 0
+    while (place := data.find(b"PK\x01\x02", place)) >= 0:  # what the directory of the archive says of the sizes
+        data[place + 24:place + 28] = struct.pack("<I", 0xFFFFFFF0)
+        place += 4
+    with pytest.raises(InputError, match="promises 8589934560 bytes"):
+        parse_arrays(path, bytes(data))
 
 
 def test_a_picture_of_more_pixels_than_memory(tmp_path):
