@@ -56,8 +56,8 @@ lock:
 	@echo torch > .setup/torch.txt
 	printf '%s\n' filelock fsspec jinja2 networkx sympy | $(RESOLVE) setup.py - --extra dev --extra viewer --excludes .setup/torch.txt -o constraints.txt
 	sed -n "s/.*'\(triton.*\)'.*/\1/p" setup.py | $(RESOLVE) - --no-deps -o constraints_interpreter.txt
-	@sed -i.old '1i # What CI runs, with the hashes of its files; written by `make lock`. torch is not here (README, "By hand").' constraints.txt && \
-		rm constraints.txt.old
+	@{ echo '# What CI runs, with the hashes of its files; written by `make lock`. torch is not here (README, "By hand").'; \
+		cat constraints.txt; } > .setup/constraints.txt && mv .setup/constraints.txt constraints.txt
 
 demo: $(READY)
 	$(PYTHON) -m preprocess.demo_subject $(PRESET) --output $(SUBJECT) $(SUBJECT_OPTIONS)
