@@ -1,4 +1,4 @@
-"""Installs the framework: `pip install torch` first (choose its build), then `pip install -e .[dev] -c constraints.txt`."""
+"""Installs the framework: `make setup`, or its three lines by hand (README, "By hand"); after a change of packages `make lock`."""
 
 from setuptools import find_packages, setup
 

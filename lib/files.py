@@ -35,6 +35,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
     make_folder(path.parent)
     partial = path.with_name(path.name + ".partial")
     try:
+        partial.unlink(missing_ok=True)  # in a folder from somebody else it may be a link that leads anywhere
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
         partial.replace(path)
     except OSError as error:
@@ -63,7 +64,9 @@ class RunLock:
     def __enter__(self) -> "RunLock":
         make_folder(self.path.parent)
         try:
-            self._file = self.path.open("a+")
+            # Not through a link: in a folder from somebody else it could lead to any file, which would be emptied.
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+            self._file = os.fdopen(os.open(self.path, flags, 0o666), "a+")
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror}); correct the permissions or choose another "
                              "recorder.checkpoint_path") from error
@@ -87,3 +90,14 @@ class RunLock:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
+
+
+def name_fault(name: str) -> str | None:
+    """What keeps a name from being one part of a path, below the folder it is joined to and visible there; None where nothing does."""
+    if not name:
+        return "it is empty"
+    if not name.isprintable():
+        return "it has control characters"
+    if "/" in name or "\\" in name:
+        return "it has a slash"
+    return "it begins with a dot" if name.startswith(".") else None

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from lib.errors import InputError, NotFiniteError
 
+MOST_BYTES = 1 << 32  # of the arrays in one file; a packed one can promise a thousand times its size
+
 
 def read_bytes(path: Path, missing: str = "correct the path or copy the file there") -> bytes:
     """Content of a file. Raises InputError; `missing` is what to do where there is none."""
@@ -29,9 +31,12 @@ def parse_arrays(path: Path, data: bytes) -> dict[str, NDArray]:
         if isinstance(loaded, np.ndarray):
             return {"": loaded}
         with loaded:
+            promised = sum(entry.file_size for entry in loaded.zip.infolist())
+            if promised > MOST_BYTES:
+                raise ValueError(f"it promises {promised} bytes, more than {MOST_BYTES}")
             return {name: loaded[name] for name in loaded.files}
     # RuntimeError: a flipped bit can claim encryption or an unknown compression.
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as a numpy file ({error}); write it again") from error
 
 

@@ -520,6 +520,94 @@ def test_a_connection_without_the_secret_is_refused(served):
         Browser(served.rsplit("/", 2)[0] + "/", SIZE, SIZE)
 
 
+def raw(served: str, path: bytes, *headers: bytes) -> bytes:
+    """The whole answer to a request that no browser would write."""
+    host, port = served.split("/")[2].split(":")
+    with socket.create_connection((host, int(port)), timeout=10.0) as connection:
+        connection.sendall(b"\r\n".join([b"GET " + path + b" HTTP/1.1", *headers, b"Connection: close", b"", b""]))
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
+UPGRADE = (b"Upgrade: websocket", b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==")
+
+
+@pytest.mark.parametrize("upgrade", [(), UPGRADE], ids=["page", "websocket"])
+def test_a_name_that_was_made_to_lead_here_is_refused(served, upgrade):
+    """DNS rebinding: the page of elsewhere.example is of the origin it asks, but says so in Host."""
+    port, path = served.split("/")[2].split(":")[1].encode(), "/" + served.split("/", 3)[3]
+    for host in (b"elsewhere.example", b"localhost.elsewhere.example", b"10.0.0.1", b"127.0.0.1.elsewhere.example", b"", b"[::2]", b"localhost@x"):
+        whole = host + b":" + port
+        assert b" 403 " in raw(served, path.encode(), b"Host: " + whole, b"Origin: http://" + whole, *upgrade).split(b"\r\n")[0], host
+    for host in (b"127.0.0.1", b"localhost", b"LOCALHOST", b"[::1]", b"127.0.0.1:9000", b"localhost:1"):  # the last two: through ssh -L
+        assert b" 403 " not in raw(served, path.encode(), b"Host: " + host, b"Origin: http://" + host).split(b"\r\n")[0], host
+
+
+@pytest.mark.parametrize("headers", [
+    (), (b"Host: 127.0.0.1", b"Host: elsewhere.example"), (b"Host: 127.0.0.1", b"Origin: http://127.0.0.1", b"Origin: null"),
+    (b"Host: 127.0.0.1", b"Origin: http://["), (b"Host: 127.0.0.1", b"Origin: 127.0.0.1")])
+def test_headers_that_no_browser_sends_are_refused_not_an_error(served, headers, caplog):
+    assert b" 403 " in raw(served, ("/" + served.split("/", 3)[3]).encode(), *headers).split(b"\r\n")[0]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("path", [b"/\xff/", b"/\xc3\xa4/", b"/%ff/", b"//", b"/" + b"x" * 4000 + b"/"])
+def test_secrets_of_any_bytes_are_refused_not_an_error(served, path, caplog):
+    assert b" 403 " in raw(served, path, b"Host: 127.0.0.1").split(b"\r\n")[0]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", f"{'../' * 9}etc/passwd", f"{'%2e%2e/' * 9}etc/passwd", "..\\..\\setup.py"])
+def test_the_page_gives_no_file_of_the_machine(served, path):
+    answer = raw(served, f"/{served.split('/', 3)[3]}{path}".encode(), b"Host: 127.0.0.1")
+    assert b" 404 " in answer.split(b"\r\n")[0] and b"root:" not in answer
+
+
+def test_elsewhere_the_secret_is_needed_under_any_name(viser):
+    from websockets.exceptions import InvalidStatus
+
+    server, address = start_server("0.0.0.0", 0, "test")
+    try:
+        here = f"http://127.0.0.1:{address.port}"
+        for wrong in ("/", f"/{address.token[:-1]}/", f"/{address.token[::-1]}/"):
+            assert status(here + wrong) == 403
+            with pytest.raises(InvalidStatus, match="403"):
+                Browser(here + wrong, SIZE, SIZE)
+        whole = f"{here}/{address.token}/"
+        for host in (b"127.0.0.1", b"gpu3.lab.example"):  # what its network calls the machine is not known
+            assert b" 200 " in raw(whole, f"/{address.token}/".encode(), b"Host: " + host).split(b"\r\n")[0]
+        with pytest.raises(InvalidStatus, match="403"):
+            Browser(whole, SIZE, SIZE, origin="http://elsewhere.example")
+        with Browser(whole, SIZE, SIZE) as browser:
+            assert browser.until(lambda message: message["type"] == "ReplayDoneMessage", 10.0)
+    finally:
+        server.stop()
+
+
+def test_the_default_is_this_machine_alone():
+    assert ViewerConfig.model_fields["host"].default == "127.0.0.1"
+
+
+def test_the_server_tells_its_secret_to_no_log(viser, capfd, caplog):
+    caplog.set_level("DEBUG")
+    server, address = start_server("127.0.0.1", 0, "test")
+    try:
+        start_of_page(str(address))
+        status(str(address)[:-3])
+        with Browser(str(address), SIZE, SIZE) as browser:
+            browser.until(lambda message: message["type"] == "ReplayDoneMessage", 10.0)
+    finally:
+        server.stop()
+    said = capfd.readouterr()
+    assert address.token not in said.out + said.err  # viewer.py prints it, once
+    assert not [record for record in caplog.records if address.token in record.getMessage() and record.levelname != "DEBUG"]
+
+
+def test_the_secret_is_compared_in_constant_time(served):
+    with mock.patch.object(server_module.hmac, "compare_digest", wraps=server_module.hmac.compare_digest) as compared:
+        assert status(served) == 200
+    assert compared.call_count == 1
+
+
 def test_a_message_that_is_too_long_ends_its_connection(served):
     from websockets.exceptions import ConnectionClosed
 

@@ -22,6 +22,7 @@ from lib.datasets.arrays import finite, numbers, parse_arrays, read_bytes, rows
 from lib.datasets.tracked.files import FolderFiles, Gaps, Look, ReadOptions, read_json
 from lib.datasets.tracked.record import FaceModel, FaceParams, TrackedFrame, TrackedSequence
 from lib.datasets.tracked.rotations import matrix_vector
+from lib.datasets.video import open_video
 from lib.errors import InputError
 from lib.geometry.camera import Camera
 
@@ -137,7 +138,7 @@ def read_calibration(path: Path, serial: str, size: tuple[int, int] | None) -> C
 def _video_size(path: Path) -> tuple[int, int, int]:
     """Pictures (0: not said), width and height in pixels."""
     try:
-        with av.open(str(path)) as container:
+        with open_video(path) as container:
             stream = container.streams.video[0]
             return stream.frames, stream.width, stream.height
     except (av.FFmpegError, OSError, IndexError, AttributeError, ValueError) as error:  # a stream without codec has no width

@@ -75,6 +75,8 @@ class FolderFiles:
 
     def inside(self, name: str, where: str) -> Path:
         """The path of a name such as `../other/images/00000_00.png`. Raises InputError where it leaves the root, by what is written."""
+        if not name.isprintable():
+            raise InputError(f"{where}: {name!r} has control characters; expected the name of a file")
         path = _normal(self.folder / name.replace("\\", "/"))
         if not _normal(path.absolute()).is_relative_to(_normal(self.root.absolute())):
             raise InputError(f"{where}: '{name}' lies outside of {self.root}; correct the path, or give a root that holds all parts of the set")
