@@ -70,7 +70,7 @@ def choose_executor(config: JobsConfig, folder: Path) -> Executor:
     try:
         import submitit  # noqa: F401
     except ImportError as error:
-        raise InputError("jobs: needs submitit, which is not installed: pip install -e .[cluster] -c constraints.txt") from error
+        raise InputError("jobs: needs submitit, which is not installed: run make setup, or pip install -e .[cluster]") from error
     make_folder(folder)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # of workers, wherever they start
     return LocalWorkers(config, folder) if config.executor == "local" else SlurmQueue(config, folder)
