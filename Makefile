@@ -1,6 +1,7 @@
-# make demo | test | faults | lint | bench | kernels: each sets up what it needs on a bare machine (python3 with venv, make).
+# make demo | test | faults | lint | audit | bench | kernels: each sets up what it needs on a bare machine (python3 with venv, make).
 #
 # torch: an interpreter that already has it is used as it is. Otherwise .venv is made and TORCH is installed into it.
+# All else comes from constraints.txt, which has the hash of every file (`make lock` writes it anew).
 # On Linux, plain pip takes a CUDA build of several GB; for a laptop without a GPU say where the CPU build is:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH ?= torch==2.13.0
@@ -36,17 +37,27 @@ MESH := load_meshhead_checkpoint=checkpoints/$(NAME)/meshhead_latest
 DRIVE := $(RUN) dataset.dataroot=$(SUBJECT)/driver dataset.camera_path=$(SUBJECT)/cameras/0000/camera_222200042.npz \
 	load_gaussianhead_checkpoint=checkpoints/$(NAME)/gaussianhead_latest
 
-.PHONY: setup demo test faults lint bench kernels clean
+.PHONY: setup lock demo test faults lint audit bench kernels clean
 setup: $(READY)
 
 $(READY): setup.py constraints.txt
-	@if [ "$(PYTHON)" != python3 ]; then \
-		python3 -m venv .venv && .venv/bin/python -m pip install -q --upgrade pip && \
-		.venv/bin/python -m pip install -q "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)); fi
-	@mkdir -p .setup
-	@$(PYTHON) -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" > .setup/torch.txt
-	$(PYTHON) -m pip install -q -c constraints.txt -c .setup/torch.txt -e ".[dev,viewer]"
-	@touch $@
+	@[ "$(PYTHON)" = python3 ] || python3 -m venv .venv
+	$(PYTHON) -m pip install -q --require-hashes --no-deps -r constraints.txt
+	@[ "$(PYTHON)" = python3 ] || $(PYTHON) -m pip install -q "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PYTHON) -m pip install -q --no-index --no-build-isolation -e ".[dev,viewer]"
+	@mkdir -p $(dir $@) && touch $@
+
+# After a change of the packages in setup.py: pins stay where they can, new ones get the newest version. UPGRADE=-U makes all new.
+# torch is left out, as its build is the user's choice; what it needs besides is named here.
+UPGRADE ?=
+RESOLVE := .setup/lock/bin/uv pip compile -q --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-annotate --no-header $(UPGRADE)
+lock:
+	@[ -x .setup/lock/bin/uv ] || { python3 -m venv .setup/lock && .setup/lock/bin/python -m pip install -q uv; }
+	@echo torch > .setup/torch.txt
+	printf '%s\n' filelock fsspec jinja2 networkx sympy | $(RESOLVE) setup.py - --extra dev --extra viewer --excludes .setup/torch.txt -o constraints.txt
+	sed -n "s/.*'\(triton.*\)'.*/\1/p" setup.py | $(RESOLVE) - --no-deps -o constraints_interpreter.txt
+	@{ echo '# What CI runs, with the hashes of its files; written by `make lock`. torch is not here (README, "By hand").'; \
+		cat constraints.txt; } > .setup/constraints.txt && mv .setup/constraints.txt constraints.txt
 
 demo: $(READY)
 	$(PYTHON) -m preprocess.demo_subject $(PRESET) --output $(SUBJECT) $(SUBJECT_OPTIONS)
@@ -58,7 +69,7 @@ demo: $(READY)
 
 # A CPU build of torch brings no Triton: its interpreter runs the kernels in the tests, which are skipped where it cannot be had.
 test: $(READY)
-	@$(PYTHON) -c "import triton" 2>/dev/null || $(PYTHON) -m pip install -q -c constraints.txt -c .setup/torch.txt -e ".[interpreter]" \
+	@$(PYTHON) -c "import triton" 2>/dev/null || $(PYTHON) -m pip install -q --require-hashes --no-deps -r constraints_interpreter.txt \
 		|| echo "no triton here: the tests of its kernels are skipped"
 	$(PYTHON) -m pytest
 
@@ -68,11 +79,17 @@ faults: $(READY)
 
 # Registers, spills and shared memory of the rasterizer's kernels, compiled for GPUs that are not here.
 kernels: $(READY)
-	@$(PYTHON) -c "import triton" 2>/dev/null || $(PYTHON) -m pip install -q -c constraints.txt -c .setup/torch.txt -e ".[interpreter]"
+	@$(PYTHON) -c "import triton" 2>/dev/null || $(PYTHON) -m pip install -q --require-hashes --no-deps -r constraints_interpreter.txt
 	$(PYTHON) -m tests.render.compiled 80 86 89 90 100 120
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .
+
+# Licences of all packages, and known advisories where PyPI can be asked for them.
+audit: $(READY)
+	@[ -x .setup/audit/bin/pip-audit ] || { python3 -m venv .setup/audit && .setup/audit/bin/python -m pip install -q pip-audit; } \
+		|| echo "pip-audit cannot be installed: no advisories"
+	$(PYTHON) -m tests.audit $$(ls .setup/audit/bin/pip-audit 2>/dev/null)
 
 bench: $(READY)
 	$(PYTHON) -m benchmarks.rasterizer

@@ -1,6 +1,6 @@
 """Measures a trained Gaussian head on what was held out; takes the YAML file it was trained with (docs/evaluation.md).
 
-    python evaluate.py --compare results/a results/b [--output FILE]     several runs in one table (.md, .csv or .html)
+    python evaluate.py --compare results/a results/b [--across-subjects] [--output FILE]     several runs in one table (.md, .csv or .html)
 """
 
 import sys

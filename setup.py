@@ -1,4 +1,4 @@
-"""Installs the framework: `pip install torch` first (choose its build), then `pip install -e .[dev] -c constraints.txt`."""
+"""Installs the framework: `make setup`, or its three lines by hand (README, "By hand"); after a change of packages `make lock`."""
 
 from setuptools import find_packages, setup
 
@@ -14,7 +14,8 @@ setup(
         "roma>=1.7", "jaxtyping>=0.3", "av>=14", "setuptools",
     ],
     extras_require={
-        "dev": ["pytest", "hypothesis", "beartype", "ruff", "scikit-image"],
+        "dev": ["pytest", "hypothesis", "beartype", "ruff", "scikit-image", "submitit>=1.5.4,<2"],
+        "cluster": ["submitit>=1.5.4,<2"],
         "viewer": ["viser>=1.1,<1.2"],
         # For torch without a triton of its own (CPU builds): the tests run the kernels under its interpreter. CUDA builds pin another.
         "interpreter": ['triton==3.7.1; sys_platform == "linux" and platform_machine == "x86_64"'],

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import torch
 
-from lib.datasets.video import VideoWriter, to_yuv420
+from lib.datasets.video import VideoWriter, open_video, to_yuv420
 from preprocess.demo_scene import wall
 from preprocess.frame_writer import jpeg
 from preprocess.nersemble import Extraction, extract
@@ -68,7 +68,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 def decode_all(path: Path) -> None:
     """Every frame, on one thread, to nothing."""
-    with av.open(str(path)) as container:
+    with open_video(path) as container:
         container.streams.video[0].codec_context.thread_count = 1
         for _ in container.decode(video=0):
             pass
@@ -78,7 +78,7 @@ def parts_of_a_picture(path: Path, size: int) -> dict[str, float]:
     """Milliseconds on one thread."""
     video, threads = read_video(path), cv2.getNumThreads()
     cv2.setNumThreads(1)
-    with av.open(str(path)) as container:
+    with open_video(path) as container:
         frame = next(container.decode(video=0))
     pixels = next(decode(video, frozenset(video.stamps[:1]), threads=1))[1]
     crop = square_crop(PUBLISHED_CROP, size, video.width, video.height)

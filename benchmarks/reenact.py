@@ -62,8 +62,8 @@ def make_avatar(gaussians: int, seed: int = 0) -> GaussianAvatar:
                 layer.weight.mul_(gain)  # so that it moves, and that colours differ
         for network in (head.exp_color, head.pose_color):
             network.layers[-1].bias.fill_(0.5)
-    # Started as upsampling, so that the picture is one and no noise: encoders care.
-    return GaussianAvatar(head, Upsampler(config.supresmodule.model_copy(update={"pass_through": True}))).eval()
+    # With skip (a little more work than the published network), so that the picture is one and no noise: encoders care.
+    return GaussianAvatar(head, Upsampler(config.supresmodule.model_copy(update={"skip": True}))).eval()
 
 
 def _on_shell(count: int) -> torch.Tensor:

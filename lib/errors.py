@@ -6,6 +6,13 @@ class InputError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class NotFiniteError(InputError):
+    """Numbers in a file are NaN or infinite: what may be left out where the user says so."""
+
 
 class NumericalError(Exception):
     """A computation produced NaN or infinity from inputs that were finite."""
@@ -19,3 +26,8 @@ class Stopped(Exception):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number  # 143 for SIGTERM, 130 for SIGINT, as shells count
+
+
+def printable(text: str) -> str:
+    """For a terminal, which would obey control characters that a file (or its name) has; line breaks stay."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)

@@ -29,9 +29,9 @@ from lib.datasets.images import write_pixels
 from lib.datasets.layout import CaptureFolder
 from lib.errors import InputError
 from lib.face_models.ict import FACE_ROWS
-from lib.files import replace_folder, write_whole
+from lib.files import RunLock, replace_folder, write_whole
 from lib.geometry.camera import Camera, look_at
-from lib.training.runtime import RunLock, choose_device, run
+from lib.training.runtime import choose_device, run
 from preprocess.demo_hair import HAIR_COLORS, card_names
 from preprocess.demo_head import IDENTITIES, WALL, DemoHead
 from preprocess.demo_performance import SEQUENCES, Moment, Performance

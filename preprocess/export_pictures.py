@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from lib.datasets.images import read_image, write_pixels
 from lib.datasets.tracked.record import TrackedFrame
+from lib.datasets.video import open_video
 from lib.errors import InputError
 from lib.files import write_whole
 from lib.training.runtime import is_terminal
@@ -81,7 +82,7 @@ def _write_video(tasks: list[PictureTask], on_white: bool, bar: tqdm) -> int:
 
 def _decoded(path: Path, stack: ExitStack) -> Iterator[UInt8[Tensor, "3 H W"]]:
     try:
-        container = stack.enter_context(av.open(str(path)))
+        container = stack.enter_context(open_video(path))
         for frame in container.decode(video=0):
             yield torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:

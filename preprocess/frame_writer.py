@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from lib.datasets.images import JPEG_QUALITY
 from lib.datasets.layout import CaptureFolder, FrameRecord
 from lib.errors import InputError
-from lib.files import make_folder, write_whole
+from lib.files import RunLock, make_folder, write_whole
 from lib.geometry.camera import Camera
-from lib.training.runtime import RunLock
 from preprocess.color_correction import ColorCorrection
 from preprocess.square_crop import SquareCrop, shrunk
 

@@ -4,8 +4,8 @@
 - `robust_video_matting`: the TorchScript file of Lin et al. (WACV 2022), recurrent, without the empty scene.
 - `classical`: no weights (matting_classical.py).
 
-A TorchScript file is a program with its weights. It is run as TorchScript: it computes with tensors and cannot call Python or reach files and the
-network, but it can take any memory and time, and nothing tells whether its mattes are good. Take it from its authors.
+A TorchScript file is a program with its weights. One that names files or the network is refused (torchscript.py), but it can take any memory
+and time, and nothing tells whether its mattes are good. No hashes of these files are published: the SHA-256 is printed. Take it from its authors.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from torch import Tensor
 from lib.errors import InputError
 from lib.training.runtime import choose_device
 from preprocess import matting_classical
+from preprocess.torchscript import check_program
 
 WEIGHTS_FOLDER = Path("assets/matting")
 COARSE_SIZE = 512  # pixels of the longer side at which both networks look at the whole picture
@@ -95,6 +96,8 @@ def _found(name: str) -> Path | None:
 
 
 def _load(path: Path, name: str, device: torch.device) -> torch.jit.ScriptModule:
+    digest = check_program(path)
+    print(f"{path}: sha256 {digest} (none is published to compare it with); a program, from {WEIGHTS[name].source}", flush=True)
     try:
         model = torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError, OSError) as error:

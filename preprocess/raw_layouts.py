@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lib.datasets.layout import by_number
 from lib.errors import InputError
+from lib.files import name_fault
 from lib.geometry.camera import Camera
 from preprocess.color_correction import POLYNOMIALS, AffineColor, CheungColor, ColorCorrection
 from preprocess.square_crop import RAW_HEIGHT, RAW_WIDTH
@@ -161,6 +162,9 @@ def _read_calibration(path: Path) -> dict[str, Camera]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f'{path}: expected {{"world_2_cam": {{serial: 4x4}}, "intrinsics": 3x3}}, found something else '
                          f"({type(error).__name__}: {error})") from error
+    strange = [name for name in poses if name_fault(name)]
+    if strange:
+        raise InputError(f"{path}: 'world_2_cam': expected serials of cameras, found {strange[0]!r}: {name_fault(strange[0])}")
     if not poses:
         raise InputError(f"{path}: 'world_2_cam' is empty")
     return {camera: _camera(path, camera, poses[camera], intrinsics[camera], width, height) for camera in sorted(poses)}

@@ -11,6 +11,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
+from lib.datasets.video import open_video
 from lib.errors import InputError
 
 
@@ -33,7 +34,7 @@ class Video:
 def read_video(path: Path) -> Video:
     """Lists the frames of a video without decoding them. Raises InputError for what is no video, and for one without times."""
     try:
-        with av.open(str(path)) as container:
+        with open_video(path) as container:
             if not container.streams.video:
                 raise InputError(f"{path}: the file holds no video")
             stream = container.streams.video[0]
@@ -57,7 +58,7 @@ def decode(video: Video, wanted: frozenset[int], threads: int) -> Iterator[tuple
     """
     converter, missing = VideoReformatter(), set(wanted)
     try:
-        with av.open(str(video.path)) as container:
+        with open_video(video.path) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count, stream.thread_type = threads, "AUTO"
             for frame in container.decode(stream):

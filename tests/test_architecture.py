@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     "errors", "files", "provenance", "kernels", "tensors", "config", "geometry", "face_models", "networks", "gaussians", "datasets", "render",
-    "losses", "metrics", "training", "evaluation", "avatars",
+    "losses", "metrics", "training", "jobs", "evaluation", "avatars",
 ]
 FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "helpers", "helper"}
 FILES = sorted((ROOT / "lib").rglob("*.py"))
@@ -90,7 +90,7 @@ def test_only_the_public_error_type_is_caught_blindly_at_the_edge():
     assert bare == []
 
 
-@pytest.mark.parametrize("name", ["train_meshhead", "train_gaussianhead", "reenactment", "evaluate", "viewer", "export"])
+@pytest.mark.parametrize("name", ["train_meshhead", "train_gaussianhead", "reenactment", "evaluate", "viewer", "export", "train_subjects"])
 def test_scripts_are_thin(name):
     tree = ast.parse((ROOT / f"{name}.py").read_text())
     main = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
@@ -110,7 +110,7 @@ def touched(*_):
 torch.cuda._lazy_init = torch.cuda.init = torch.cuda.is_available = torch.cuda.device_count = touched
 for name in sys.argv[1:]:
     importlib.import_module(name)
-optional = {"torchvision", "lpips", "torch_fidelity", "gsplat", "viser", "pytorch3d", "kaolin"} & set(sys.modules)
+optional = {"torchvision", "lpips", "torch_fidelity", "gsplat", "viser", "submitit", "pytorch3d", "kaolin"} & set(sys.modules)
 assert not optional, f"optional packages imported at module level: {optional}"
 kernels = [name for name in sys.modules if name.startswith("lib.") and name.endswith("_kernels")]
 assert not kernels, f"files of kernels imported at module level: {kernels}"

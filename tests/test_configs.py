@@ -11,12 +11,14 @@ from lib.avatars.gaussian_head_avatar.export import ExportConfig
 from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadTrainConfig
 from lib.avatars.gaussian_head_avatar.mesh_stage import MeshHeadTrainConfig
 from lib.avatars.gaussian_head_avatar.reenactment import ReenactmentConfig
+from lib.avatars.gaussian_head_avatar.subjects import SubjectsConfig, plan
 from lib.avatars.gaussian_head_avatar.viewer.config import ViewerConfig
 from lib.config import Config, read_config, write_config
 from lib.config.reader import Arguments
 
 FOLDER = Path(__file__).resolve().parent.parent / "config"
-FILES = sorted(FOLDER.glob("*.y*ml"))
+LISTS = sorted(FOLDER.glob("*_subjects.y*ml"))
+FILES = sorted(set(FOLDER.glob("*.y*ml")) - {*LISTS})
 PRESETS = sorted((FOLDER / "presets").glob("*.y*ml"))
 BENCHMARKS = sorted((FOLDER / "benchmarks").glob("*.y*ml"))
 SCHEMAS: dict[str, type[AvatarConfig]] = {
@@ -25,6 +27,7 @@ SCHEMAS: dict[str, type[AvatarConfig]] = {
     "reenactment": ReenactmentConfig, "demo_reenactment": ReenactmentConfig, "demo_viewer": ViewerConfig,
     "demo_export": ExportConfig,
 }
+DOCUMENTED = {*SCHEMAS.values(), SubjectsConfig}
 
 
 def schema_of(path: Path) -> type[AvatarConfig]:
@@ -106,6 +109,19 @@ def test_benchmarks_lie_over_every_subject_and_hide_what_is_hidden(overlay, base
         assert again.evaluation.submission.driver(again.evaluation.submission.sequences[0]).dataroot.name == participant
 
 
+@pytest.mark.parametrize("path", LISTS, ids=lambda path: path.name)
+def test_a_shipped_list_of_subjects_loads_and_all_its_stages_can_be_planned(path, tmp_path, monkeypatch):
+    config = read_config(Arguments(path, ()), SubjectsConfig)
+    write_config(config, tmp_path / "again.yaml")
+    assert read_config(Arguments(tmp_path / "again.yaml", ()), SubjectsConfig) == config
+    monkeypatch.chdir(FOLDER.parent)
+    assert [len(subject.task.commands) for subject in plan(config)] == [4] * len(config.subjects)
+
+
+def test_a_list_of_subjects_is_shipped():
+    assert [path.name for path in LISTS] == ["demo_subjects.yaml"]
+
+
 def test_demo_files_are_one_chain():
     mesh, gaussian, reenactment, viewer = (
         load(FOLDER / f"demo_{stage}.yaml") for stage in ("meshhead", "gaussianhead", "reenactment", "viewer"))
@@ -152,12 +168,12 @@ def test_absent_published_keys_have_the_published_defaults():
 def test_every_key_has_one_line_of_documentation():
     bare = [
         f"{section.__name__}.{name}"
-        for schema in set(SCHEMAS.values()) for section in sections(schema) for name, field in section.model_fields.items()
+        for schema in DOCUMENTED for section in sections(schema) for name, field in section.model_fields.items()
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)) and not (field.description or "").strip()
     ]
     assert sorted(set(bare)) == []
 
 
 def test_every_section_says_what_it_is():
-    assert [section.__name__ for schema in set(SCHEMAS.values()) for section in sections(schema)
+    assert [section.__name__ for schema in DOCUMENTED for section in sections(schema)
             if issubclass(section, Config) and not (section.__doc__ or "").strip()] == []

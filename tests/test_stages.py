@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from lib.avatars.gaussian_head_avatar import evaluation
 from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadStage, GaussianHeadTrainConfig
 from lib.avatars.gaussian_head_avatar.handover import hand_over, mesh_head_from, mouth_points
 from lib.avatars.gaussian_head_avatar.mesh_stage import MeshHeadStage, MeshHeadTrainConfig
@@ -849,13 +851,32 @@ def test_reenactment_refuses_a_mesh_head(made, trained, tmp_path):
     assert "'gaussianhead'" in said and "'meshhead'" in said
 
 
+@pytest.mark.parametrize(("section", "key", "value"), [("supresmodule", "of_newer_code", True), ("gaussianheadmodule", "deform_scale", "large")])
+def test_an_avatar_with_options_that_this_code_does_not_know_is_refused(made, runs, tmp_path, section, key, value):
+    path = runs / "checkpoints" / "tiny" / "gaussianhead_latest"
+    state = torch.load(path)
+    state["config"][section][key] = value
+    state["made_by"]["commit"] = "c0ffee"
+    torch.save(state, path)
+    said = refusal("reenactment", reenactment_dict(made, runs, name="refused"), tmp_path)
+    assert said.startswith(f"{path}: {section}.{key} in its configuration is not known to this code") and "commit c0ffee" in said
+
+
 def test_reenactment_that_cannot_write_says_so(made, trained, tmp_path):
     (tmp_path / "refused").write_text("a file")
     said = refusal("reenactment", reenactment_dict(made, trained, name="refused"), tmp_path, f"recorder.result_path={tmp_path}")
     assert str(tmp_path / "refused") in said
 
 
-def test_evaluation_measures_the_held_out_splits(made, trained, tmp_path):
+def test_evaluation_measures_the_held_out_splits(made, trained, tmp_path, monkeypatch):
+    load, portions, most = evaluation.load_portion, weakref.WeakSet(), [0]
+
+    def counted(*arguments):
+        portions.add(portion := load(*arguments))
+        most[0] = max(most[0], len(portions))
+        return portion
+
+    monkeypatch.setattr(evaluation, "load_portion", counted)
     run_script("evaluate", gaussian_dict(made.subject, trained), tmp_path, f"recorder.result_path={tmp_path}")
     metrics = json.loads((tmp_path / "tiny" / "metrics.json").read_text())
     pictures = json.loads((tmp_path / "tiny" / "pictures.json").read_text())
@@ -870,6 +891,7 @@ def test_evaluation_measures_the_held_out_splits(made, trained, tmp_path):
     origin = metrics["origin"]
     assert origin["step"] == 2 and origin["config"]["trainer"]["seed"] == 0 and origin["avatar"].endswith("gaussianhead_latest")
     assert origin["trained_by"] == origin["measured_by"] and origin["measured_by"]["device"] == "cpu"
+    assert most[0] <= 2 < len(capture.novel_view())  # pictures that are in memory at once, however many there are
 
 
 def test_evaluation_says_by_which_protocol_and_leaves_a_report(made, trained, tmp_path, capsys):

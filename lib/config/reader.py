@@ -18,6 +18,7 @@ from lib.files import write_whole
 
 ConfigType = TypeVar("ConfigType", bound=Config)
 Key = tuple[str | int, ...]
+MOST_KEYS = 20_000  # of a file; names for values (&a, *a) can make millions of a few lines
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
         if node is not None:
             _locate(node, (), str(path), places)
         values = loader.construct_document(node) if node is not None else {}
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     finally:
         loader.dispose()
@@ -128,6 +129,8 @@ def _merged(values: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
 
 def _locate(node: yaml.Node, key: Key, path: str, places: dict[Key, str]) -> None:
     """Fills `places`: dotted key -> "file:line"; a key written twice is an error, as one of the two would be lost."""
+    if len(places) > MOST_KEYS:
+        raise InputError(f"{path}: more than {MOST_KEYS} keys and values; does it name values that name others (&a, *a)?")
     if isinstance(node, yaml.MappingNode):
         for name, value in node.value:
             inner = (*key, str(name.value))
@@ -156,7 +159,7 @@ def _apply_override(values: dict[str, Any], override: str, places: dict[Key, str
             raise InputError(f"command line: {name}: '{'.'.join(keys[:position + 1])}' is not a section")
     try:
         section[keys[-1]] = yaml.load(text, Loader=_Loader)  # noqa: S506 (derived from SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"command line: {name}: not a YAML value: '{text}'") from error
     for position in range(1, len(keys) + 1):
         places[keys[:position]] = "command line"

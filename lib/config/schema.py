@@ -1,6 +1,20 @@
 """The base class of every configuration section."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from lib.files import name_fault
+
+
+def _checked(name: str) -> str:
+    fault = name_fault(name)
+    if fault is not None:
+        raise ValueError(f"expected a name that can be part of a path, found {name!r}: {fault}")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_checked)]  # of a run, a camera, a sequence
 
 
 class Config(BaseModel):

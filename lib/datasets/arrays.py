@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.errors import InputError
+from lib.errors import InputError, NotFiniteError
 from lib.files import write_whole
+
+MOST_BYTES = 1 << 32  # of the arrays in one file; a packed one can promise a thousand times its size
 
 
 def read_bytes(path: Path, missing: str = "correct the path or copy the file there") -> bytes:
@@ -44,24 +46,48 @@ def parse_arrays(path: Path, data: bytes) -> dict[str, NDArray]:
         if isinstance(loaded, np.ndarray):
             return {"": loaded}
         with loaded:
+            promised = sum(entry.file_size for entry in loaded.zip.infolist())
+            if promised > MOST_BYTES:
+                raise ValueError(f"it promises {promised} bytes, more than {MOST_BYTES}")
             return {name: loaded[name] for name in loaded.files}
     # RuntimeError: a flipped bit can claim encryption or an unknown compression.
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as a numpy file ({error}); write it again") from error
 
 
 def numbers(path: Path, archive: dict[str, NDArray], shape: tuple[int | None, ...] | None, key: str = "") -> NDArray[np.float32]:
     """One array of an archive. Raises InputError where it is missing or `finite` refuses it."""
-    name = f"{path}: '{key}'" if key else str(path)
+    return finite(_name(path, key), _entry(path, archive, key), shape)
+
+
+def rows(path: Path, archive: dict[str, NDArray], shape: tuple[int | None, ...], key: str) -> NDArray[np.float32]:
+    """The same for an array that holds a row for each frame: `finite` of each is left to who reads the frames."""
+    return shaped(_name(path, key), _entry(path, archive, key), shape)
+
+
+def _name(path: Path, key: str) -> str:
+    return f"{path}: '{key}'" if key else str(path)
+
+
+def _entry(path: Path, archive: dict[str, NDArray], key: str) -> NDArray:
     if key not in archive:
-        raise InputError(f"{name}: key is missing; found {sorted(archive)}")
-    return finite(name, archive[key], shape)
+        raise InputError(f"{_name(path, key)}: key is missing; found {sorted(archive)}")
+    return archive[key]
 
 
 def finite(name: str, value: Any, shape: tuple[int | None, ...] | None, dtype: type = np.float32) -> NDArray:
+    """What `shaped` gives, of numbers. Raises NotFiniteError where some are NaN, infinite or too large."""
+    array = shaped(name, value, shape, dtype)
+    bad = int((~np.isfinite(array)).sum())
+    if bad:
+        raise NotFiniteError(f"{name}: {bad} of {array.size} values are NaN, infinite or too large; fit this frame again or remove it")
+    return array
+
+
+def shaped(name: str, value: Any, shape: tuple[int | None, ...] | None, dtype: type = np.float32) -> NDArray:
     """An array, or nested lists as JSON holds them. `name` says in errors which; None in `shape` is any length.
 
-    Raises InputError for what is no number, has another shape, is empty, NaN or infinite.
+    Raises InputError for what is no number, has another shape or is empty.
     """
     try:
         array = np.asarray(value)
@@ -74,9 +100,6 @@ def finite(name: str, value: Any, shape: tuple[int | None, ...] | None, dtype: t
         raise InputError(f"{name}: expected shape {expected}, found {array.shape}")
     with np.errstate(over="ignore"):
         array = array.astype(dtype)
-    bad = int((~np.isfinite(array)).sum())
-    if bad:
-        raise InputError(f"{name}: {bad} of {array.size} values are NaN, infinite or too large; fit this frame again or remove it")
     if array.size == 0:
         raise InputError(f"{name}: the array is empty (shape {array.shape})")
     return array

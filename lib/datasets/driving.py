@@ -13,8 +13,9 @@ from torch import Tensor
 from lib.config import Config
 from lib.datasets.layout import by_number, read_camera_file, read_camera_path_file, read_params_file
 from lib.datasets.retarget import TrainedFace, neutral, transfer
+from lib.datasets.smoothing import smooth, smooth_poses
 from lib.datasets.tracked.driver import DriverTrack, read_driver, track_of
-from lib.errors import InputError
+from lib.errors import InputError, NotFiniteError
 from lib.geometry.camera import Camera, interpolate, look_at
 from lib.geometry.head_pose import HeadPose
 from lib.tensors import TensorBundle
@@ -51,6 +52,7 @@ class DrivingConfig(Config):
     avatar_neutral_path: Path | None = Field(
         None, description="params.npz (from the working directory) of the avatar's neutral face; else the median of its training is taken")
     gain: float = Field(1.0, ge=0, description="how strong expressions become, of what the driver does; about the neutral face where there is one")
+    nan_frames: Literal["refuse", "skip"] = Field("refuse", description="frames of the driver that hold NaN: an error, or left out and named")
     clamp_to_training: bool = Field(False, description="keep every coefficient within what the avatar's training has seen")
 
     @model_validator(mode="after")
@@ -97,18 +99,25 @@ class DrivingSequence:
     def __init__(self, config: DrivingConfig, own_pose: Float[Tensor, "6"], expression_count: int | None = None, trained: TrainedFace | None = None,
                  ) -> None:
         self.config, self._trained = config, trained
-        track = _read_track(config, expression_count)
+        try:
+            track = _read_track(config, expression_count)
+        except NotFiniteError as error:
+            raise InputError(f"{error}; dataset.nan_frames skip leaves such frames out") from error
         self.files, self.notes = track.names, track.notes
         if expression_count not in (None, track.expressions.shape[1]):
             raise InputError(f"{self.files[0]}: the driver has {track.expressions.shape[1]} expression coefficients ({track.holds}), the avatar was "
                              f"trained with {expression_count}; drive it with parameters of the same 3DMM")
         self.expressions = self._retargeted(track)
         self.head_pose_mode = config.head_pose_mode
-        if track.poses is None and config.head_pose is None and not config.freeview:
+        if not track.own_world and config.head_pose is None and not config.freeview:
             self.head_pose_mode = "own"
-            self.notes += ("these files do not tell where the head is: dataset.head_pose is own",)
+            why = "these files do not tell where the head is" if track.poses is None else (
+                "these files tell where the head is in another world than that of the avatar and its cameras")
+            self.notes += (f"{why}: dataset.head_pose is own",)
+        if "own" in (self.head_pose_mode, config.pose_code_mode) and not bool(own_pose.any()):
+            self.notes += ("the checkpoint does not know a typical pose of its training, so dataset.head_pose own is the origin",)
         self.scales = self._scales(track)
-        choices = {"driver": lambda: _smooth(_poses_in(track), config.smoothing), "own": lambda: own_pose, "zero": lambda: torch.zeros(6)}
+        choices = {"driver": lambda: smooth_poses(_poses_in(track), config.smoothing), "own": lambda: own_pose, "zero": lambda: torch.zeros(6)}
         place = choices | {"fixed": lambda: _pose_of(config.head_pose_path, "dataset.head_pose_path", "dataset.head_pose")}
         self.poses = place[self.head_pose_mode]().expand(len(self), 6)
         code = choices | {
@@ -118,6 +127,8 @@ class DrivingSequence:
         self._cameras = self._read_cameras()
         # Pictures of the driver are only shown beside the result: never required.
         self.images = _glob(config.dataroot, config.image_files, "dataset.image_files") if config.image_files else []
+        if track.kept is not None and len(self.images) == len(self.files) + track.left_out:
+            self.images = [self.images[number] for number in track.kept]
         if config.image_files and len(self.images) != len(self.files):
             print(f"dataset.image_files: '{config.image_files}' matches {len(self.images)} pictures for {len(self.files)} frames; "
                   "the driver is not shown beside the result")
@@ -151,7 +162,7 @@ class DrivingSequence:
                 raise InputError("dataset.avatar_neutral_path: needed for dataset.neutralize, as this checkpoint (older, or published) has no record "
                                  "of its expressions; name the params.npz of a neutral frame of the avatar's subject")
             avatar = trained.median if config.avatar_neutral_path is None else self._face(config.avatar_neutral_path, values.shape[1])
-        values = transfer(_smooth(values, config.smoothing), driver, avatar, config.gain)
+        values = transfer(smooth(values, config.smoothing), driver, avatar, config.gain)
         if not config.clamp_to_training:
             return values
         if trained is None:
@@ -169,13 +180,17 @@ class DrivingSequence:
         return neutral(values)
 
     def _scales(self, track: DriverTrack) -> Float[Tensor, "T 1"]:
-        """World units per canonical unit: the driver's where the head is; else, from trackers with units of their own, those of that place."""
-        if track.scales is not None and (track.own_scale or self.head_pose_mode == "driver"):
+        """World units per canonical unit: of params.npz, or of the place where the head is: other trackers only know how large their model is."""
+        if track.own_world and track.scales is not None:
             return track.scales
         if self.head_pose_mode == "fixed" and self.config.head_pose_path is not None:
             return read_params_file(self.config.head_pose_path).scale.expand(len(self), 1)
         if self._trained is not None:
-            return self._trained.scale.expand(len(self), 1)
+            units = track.units_per_metre if self.head_pose_mode == "driver" else 1.0
+            return (units * self._trained.scale).expand(len(self), 1)
+        if self.head_pose_mode == "driver" and track.scales is not None:
+            self.notes += ("the checkpoint (older, or published) does not tell how large the avatar is: as large as the driver's model",)
+            return track.scales
         raise InputError(f"{self.files[0]}: does not tell how large the avatar is, nor does its checkpoint (older, or published); write "
                          "dataset.head_pose fixed and name a params.npz of the avatar's subject in dataset.head_pose_path")
 
@@ -225,8 +240,8 @@ def _read_track(config: DrivingConfig, expression_count: int | None) -> DriverTr
     named = Path(config.param_files)
     is_name = bool(config.param_files) and not set(config.param_files) & set("*?[") and not named.is_absolute()
     if is_name and (config.dataroot / named).exists():
-        return read_driver(config.dataroot / named, expression_count)
-    return track_of(_matches(config.dataroot, config.param_files, "dataset.param_files"))
+        return read_driver(config.dataroot / named, expression_count, config.nan_frames == "skip")
+    return track_of(_matches(config.dataroot, config.param_files, "dataset.param_files"), config.nan_frames == "skip")
 
 
 def _poses_in(track: DriverTrack) -> Float[Tensor, "T 6"]:
@@ -239,14 +254,6 @@ def _pose_of(path: Path | None, key: str, chooser: str) -> Float[Tensor, "6"]:
     if path is None:
         raise InputError(f"{key}: needed for {chooser} fixed; name a params.npz")
     return read_params_file(path).pose
-
-
-def _smooth(values: Float[Tensor, "T D"], previous: float) -> Float[Tensor, "T D"]:
-    """y_i = previous · y_(i-1) + (1 - previous) · x_i, started at the first frame."""
-    smooth = [values[0]]
-    for value in values[1:]:
-        smooth.append(previous * smooth[-1] + (1.0 - previous) * value)
-    return torch.stack(smooth)
 
 
 def _matches(root: Path, pattern: str, key: str) -> list[Path]:

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from pydantic import Field
 from torch import Tensor
 
-from lib.config import Config
+from lib.config import Config, Name
 from lib.datasets.batches import HeadBatch
 from lib.datasets.images import read_image, resize
 from lib.datasets.inventory import LOWRES_SIZE, take_inventory
@@ -29,11 +29,11 @@ class HeadCaptureConfig(Config):
     """Which pictures of which subject."""
 
     dataroot: Path = Field(description="subject folder")
-    camera_ids: tuple[str, ...] = Field((), description="cameras used, as in the file names")
+    camera_ids: tuple[Name, ...] = Field((), description="cameras used, as in the file names")
     original_resolution: int = Field(2048, gt=0, description="pixels: size of the full images, to which camera files refer")
     resolution: int = Field(512, gt=0, description="pixels: size of the images handed out")
     num_sample_view: int = Field(8, gt=0, description="random views of one frame per mesh-head step")
-    held_out_cameras: tuple[str, ...] = Field((), description="cameras of camera_ids never trained on (evaluation split novel_view)")
+    held_out_cameras: tuple[Name, ...] = Field((), description="cameras of camera_ids never trained on (evaluation split novel_view)")
     held_out_sequences: tuple[str, ...] = Field(
         (), description="sequences of frames.json never trained on (split novel_sequence); without it block_0 ... block_9, tenths of the frames")
     cache_gb: float = Field(2.0, ge=0, description="GB of decoded images kept in memory, once for all loading threads; 5 bytes per pixel")

@@ -36,7 +36,10 @@ def read_image(path: Path) -> UInt8[Tensor, "3 H W"]:
     with _told(path):
         data = path.read_bytes()
     _expect_whole(path, data[:2], data, len(data))
-    pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:  # more than 2^30 pixels
+        raise InputError(f"{path}: cannot be decoded ({error.err}); write the image again") from error
     if pixels is None:
         raise InputError(f"{path}: cannot be decoded; write the image again")
     planes = np.empty((3, *pixels.shape[:2]), dtype=np.uint8)

@@ -168,6 +168,9 @@ class CaptureFolder:
         # Hidden folders (.ipynb_checkpoints and the like) are left by tools, not by a capture.
         folders = [path.name for path in images.iterdir() if path.is_dir() and not path.name.startswith(".")] if images.is_dir() else []
         names = sorted(folders, key=by_number)
+        strange = next((name for name in names if not name.isprintable()), None)
+        if strange is not None:
+            raise InputError(f"{images}: frame {strange!r} has control characters in its name; rename the folder")
         if not names:
             raise InputError(f"{images}: expected one folder per frame (e.g. images/0000/), found none")
         numbered: dict[int, str] = {}

@@ -3,6 +3,7 @@
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import av
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from lib.errors import InputError
 from lib.files import make_folder, remove
 
+CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,h264,hevc,mjpeg,mxf,gif,yuv4mpegpipe"  # that may be read
 LUMA = (0.2126, 0.7152, 0.0722)  # of R, G, B: ITU-R BT.709
 LUMA_BLACK, LUMA_RANGE, CHROMA_ZERO, CHROMA_RANGE = 16.0, 219.0, 128.0, 224.0  # 8 bits, limited range
 BT709, LIMITED = 1, 1  # codes of ITU-T H.273 (primaries, transfer and matrix alike), and FFmpeg's of the range
@@ -36,6 +38,14 @@ def _at_left_of_squares(plane: Float[Tensor, "H W"]) -> Float[Tensor, "h w"]:
     """Half the size: means of two rows, and of three columns with weights 1, 2, 1 around the left one of every two."""
     rows = torch.nn.functional.pad((plane[0::2] + plane[1::2])[None], (1, 0), mode="replicate")[0]
     return (rows[:, 0:-1:2] + rows[:, 2::2]).add_(rows[:, 1::2], alpha=2.0).mul_(0.125)
+
+
+def open_video(path: Path) -> Any:
+    """av.open, but of files that hold their pictures: some formats are lists of other files and addresses, whatever their name ends in.
+
+    Raises what av.open raises.
+    """
+    return av.open(str(path), options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"})
 
 
 class VideoWriter:

@@ -117,7 +117,7 @@ class CrossMeasures:
             "nonfinite": 1.0 - finite.float().mean(dim=(1, 2, 3)),
             "clipped": (extreme * head).sum(dim=(1, 2, 3)) / (3.0 * head.sum(dim=(1, 2, 3))),
             "silhouette_area": areas[2:], "silhouette_iou": both / either,
-            "area_jitter": 0.5 * (areas[2:] - 2.0 * areas[1:-1] + areas[:-2]).abs() / areas[1:-1],
+            "area_jitter": 0.5 * (areas[2:] - 2.0 * areas[1:-1] + areas[:-2]).abs() / areas[1:-1].where(areas[1:-1] > 0, torch.nan),
         }
         least = {"change": 1, "silhouette_iou": 1, "jitter": 2, "area_jitter": 2}  # frames that must be before
         for name, count in least.items():

@@ -52,14 +52,17 @@ class Protocol(Config):
     lpips: dict[str, Backbone]
     splits: dict[str, SplitContents]
 
-    def differences(self, other: "Protocol") -> list[str]:
-        """What forbids to compare, one line each, most important first. A network that only one of them has does not."""
+    def differences(self, other: "Protocol", same_pictures: bool = True) -> list[str]:
+        """What forbids to compare, one line each, most important first. A network that only one of them has does not.
+
+        Without `same_pictures` the splits may differ, as those of several subjects do.
+        """
         if self.id != other.id:
             return [f"protocol {self.id} and {other.id}"]
         found = [] if self.resolution == other.resolution else [f"pictures of {self.resolution} and {other.resolution} pixels"]
-        if self.splits.keys() != other.splits.keys():
+        if same_pictures and self.splits.keys() != other.splits.keys():
             found.append(f"splits {_listed(self.splits)} and {_listed(other.splits)}")
-        for name in self.splits.keys() & other.splits.keys():
+        for name in self.splits.keys() & other.splits.keys() if same_pictures else ():
             mine, theirs = self.splits[name], other.splits[name]
             parts = [(key, getattr(mine, key), getattr(theirs, key)) for key in ("cameras", "sequences", "pictures")]
             different = [f"{name}: {key} {_listed(one)} and {_listed(two)}" for key, one, two in parts if one != two]
@@ -95,11 +98,11 @@ def load_networks(config: EvaluationConfig, folder: Path, device: torch.device, 
     return networks, used
 
 
-def check_protocols(named: dict[str, Protocol]) -> None:
-    """Raises InputError naming what differs, where results are not of one protocol and the same pictures."""
+def check_protocols(named: dict[str, Protocol], same_pictures: bool = True) -> None:
+    """Raises InputError naming what differs, where results are not of one protocol and, with `same_pictures`, the same pictures."""
     first, *others = named
     for other in others:
-        different = named[first].differences(named[other])
+        different = named[first].differences(named[other], same_pictures)
         if different:
             raise InputError("\n  ".join([f"{first} and {other} cannot be compared, as they differ in", *different,
                                           "measure both with the same `dataset` keys, pictures and code (`python evaluate.py --config ...`)"]))

@@ -13,12 +13,12 @@ from jaxtyping import Float
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from lib.config import Config
+from lib.config import Config, Name
 from lib.datasets.driving import DrivingConfig
 from lib.datasets.tracked.benchmark import read_calibration
 from lib.datasets.video import VideoWriter, to_yuv420
 from lib.errors import InputError
-from lib.files import make_folder, remove
+from lib.files import make_folder, name_fault, remove
 from lib.geometry.camera import Camera
 
 CRF, PRESET = 14, "medium"  # 14: as the benchmark asks
@@ -31,7 +31,7 @@ class SubmissionConfig(Config):
     folder: Path = Field(description="videos go to <folder>/<id>/<SEQ>/cam_<serial>.mp4, and all of them to <folder>.zip")
     participant: str = Field(pattern=r"^[0-9]{3}$", description="id of this avatar's subject, three digits")
     expected: tuple[str, ...] = Field(description="<id>/<SEQ> of all participants; those of this one are drawn")
-    cameras: tuple[str, ...] = Field(min_length=1, description="serials of the cameras that are drawn")
+    cameras: tuple[Name, ...] = Field(min_length=1, description="serials of the cameras that are drawn")
     dataroot: str = Field(description="folder of the drivers; here and below {participant} and {sequence} stand for the names of one")
     param_files: str = Field("sequences/{sequence}/tracking/flame2023_tracking_v2.npz",
                              description="as dataset.param_files of reenactment")
@@ -44,7 +44,7 @@ class SubmissionConfig(Config):
     @field_validator("expected")
     @classmethod
     def _named(cls, expected: tuple[str, ...]) -> tuple[str, ...]:
-        wrong = [name for name in expected if len(name.split("/")) != 2 or not all(name.split("/")) or ".." in name]
+        wrong = [name for name in expected if len(name.split("/")) != 2 or any(map(name_fault, name.split("/")))]
         if wrong:
             raise ValueError(f"expected <id>/<SEQ>, e.g. 388/GLASSES, found '{wrong[0]}'")
         return expected

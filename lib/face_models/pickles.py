@@ -1,11 +1,15 @@
 """Reads the pickles that face models come in without running anything they name.
 
 A pickle may call any function it names. Here a name means one of the few below or an error: arrays of numpy, sparse matrices of scipy and
-arrays of chumpy (neither need be installed), and what older files add to arrays. Tensors of torch are skipped, not read.
+arrays of chumpy (neither need be installed), and what older files add to arrays. Tensors of torch are skipped, not read. Not even numpy does
+what a file says: its types and arrays take the states they are given, so that a file could have numpy read any place of the memory. Stand-ins
+keep what was stored, and arrays are made of it here: no larger than their bytes, of numbers and texts.
 """
 
 import io
+import math
 import pickle
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -16,13 +20,41 @@ from numpy.typing import NDArray
 from lib.errors import InputError
 
 _OBJECT_ARRAY = np.dtype(object)
+_CODES = re.compile(r"[<>|=]?([?bBhHiIlLqQefd]|b1|i[1248]|u[1248]|f[248]|[SU][0-9]{1,4}|O8?)")  # of types that arrays may have
+_MOST_CELLS = 1 << 28  # of a sparse matrix that becomes a dense one (2 GB)
+
+
+class StoredType:
+    """numpy.dtype."""
+
+    def __init__(self, code: Any = "", *_: object) -> None:
+        self.code, self.order, self.is_plain = (code.decode("latin1") if isinstance(code, bytes) else code), "=", True
+
+    def __setstate__(self, state: Any) -> None:
+        self.order, self.is_plain = str(state[1]), not any(state[2:5])
+
+    def real(self) -> np.dtype:
+        """The type. Raises ValueError for one with parts, and for any that is neither number, text nor object."""
+        if not (self.is_plain and isinstance(self.code, str) and _CODES.fullmatch(self.code)) or self.order not in ("<", ">", "=", "|"):
+            raise ValueError(f"an array of type {self.code!r}")
+        return np.dtype(self.code).newbyteorder(self.order)
+
+
+class StoredArray:
+    """numpy.ndarray: what numpy's _reconstruct makes and fills with its state."""
+
+    def __init__(self, *_: object) -> None:
+        self.value: NDArray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        shape, kind, by_column, data = state[-4:]  # old files lack a version in front
+        self.value = _array(tuple(shape), kind, bool(by_column), data)
 
 
 class _State:
     """Stands for an object of another package: keeps the attributes that were stored with it."""
 
-    def __init__(self, *arguments: object) -> None:
-        self.arguments = arguments
+    state: dict[str, Any] = {}
 
     def __setstate__(self, state: object) -> None:
         self.state = state if isinstance(state, dict) else {}
@@ -44,6 +76,10 @@ def _skipped(*arguments: object) -> None:
     return None
 
 
+def _scalar(kind: Any, data: Any) -> Any:
+    return _array((), kind, False, data)[()]
+
+
 def _rebuilt(kind: type, base: object, state: object) -> object:
     """copyreg._reconstructor for the stand-ins above."""
     if not (isinstance(kind, type) and issubclass(kind, _State)):
@@ -57,15 +93,13 @@ def _encoded(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_NUMPY = np.array(0.0).__reduce__()[0]  # numpy's own function that makes an empty array
-_SCALAR = np.float64(0.0).__reduce__()[0]
-_KNOWN: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("collections", "OrderedDict"): OrderedDict, ("_codecs", "encode"): _encoded,
-    ("chumpy.ch", "Ch"): _Chumpy, ("chumpy", "Ch"): _Chumpy,
+NUMPY: dict[tuple[str, str], Any] = {("numpy", "ndarray"): StoredArray, ("numpy", "dtype"): StoredType, ("_codecs", "encode"): _encoded}
+NUMPY |= {(f"numpy.{core}.multiarray", name): stand_in
+          for core in ("core", "_core") for name, stand_in in (("_reconstruct", StoredArray), ("scalar", _scalar))}
+_KNOWN = NUMPY | {
+    ("collections", "OrderedDict"): OrderedDict, ("chumpy.ch", "Ch"): _Chumpy, ("chumpy", "Ch"): _Chumpy,
     ("__builtin__", "object"): object, ("builtins", "object"): object,
 }
-_KNOWN |= {(module, "_reconstruct"): _NUMPY for module in ("numpy.core.multiarray", "numpy._core.multiarray")}
-_KNOWN |= {(module, "scalar"): _SCALAR for module in ("numpy.core.multiarray", "numpy._core.multiarray")}
 _KNOWN |= {(module, "_reconstructor"): _rebuilt for module in ("copy_reg", "copyreg")}
 _KNOWN |= {(f"scipy.sparse.{module}", f"{kind}_matrix"): stand_in
            for kind, stand_in in (("csc", _Csc), ("csr", _Csr)) for module in (kind, f"_{kind}")}
@@ -93,7 +127,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
             header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version](file)
             if header[2] != _OBJECT_ARRAY:
                 raise ValueError(f"an array of {header[2]}")
-        value = _Reader(file, encoding="latin1").load()
+        value = without_stand_ins(_Reader(file, encoding="latin1").load())
         if isinstance(value, np.ndarray) and value.dtype == _OBJECT_ARRAY and value.size == 1:
             value = value.item()
     except OSError as error:
@@ -103,19 +137,47 @@ def read_pickle(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: refused: {error}. Expected a pickled dictionary of arrays; is it the file of the model's own site?") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a pickled dictionary of arrays, found a {type(value).__name__}")
-    return {str(key): _dense(item) for key, item in value.items()}
+    return {str(key): item for key, item in value.items()}
 
 
-def _dense(value: Any) -> Any:
+def without_stand_ins(value: Any) -> Any:
+    """What was stored, with arrays of numpy where they stood. Raises ValueError or TypeError for a matrix whose parts do not fit together."""
+    if isinstance(value, StoredArray):
+        if value.value is None:
+            raise ValueError("an array without its numbers")
+        return value.value
     if isinstance(value, _Chumpy):
-        return _dense(value.state.get("x"))
+        return without_stand_ins(value.state.get("x"))
     if isinstance(value, _Csc | _Csr):
-        return _sparse(value.state, by_column=isinstance(value, _Csc))
+        return _sparse({key: without_stand_ins(item) for key, item in value.state.items()}, by_column=isinstance(value, _Csc))
+    if isinstance(value, dict):
+        return {key: without_stand_ins(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(without_stand_ins(item) for item in value)
     return value
+
+
+def _array(shape: tuple[int, ...], kind: Any, by_column: bool, data: Any) -> NDArray:
+    if not isinstance(kind, StoredType) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"an array of shape {shape}")
+    dtype, count = kind.real(), math.prod(shape)
+    if dtype == _OBJECT_ARRAY:
+        if not isinstance(data, list) or len(data) != count:
+            raise ValueError(f"an array of {count} objects without them")
+        flat = np.empty(count, dtype=object)
+        for index, item in enumerate(data):
+            flat[index] = without_stand_ins(item)
+        return flat.reshape(shape, order="F" if by_column else "C")
+    data = data.encode("latin1") if isinstance(data, str) else data  # files of Python 2
+    if not isinstance(data, bytes | bytearray) or len(data) != count * dtype.itemsize:
+        raise ValueError(f"an array of shape {shape} and type {dtype} in another number of bytes")
+    return np.frombuffer(bytes(data), dtype).reshape(shape, order="F" if by_column else "C").copy() if data else np.zeros(shape, dtype)
 
 
 def _sparse(state: dict[str, Any], by_column: bool) -> NDArray:
     rows, columns = state.get("_shape", state.get("shape"))
+    if int(rows) * int(columns) > _MOST_CELLS:
+        raise ValueError(f"a matrix of {rows} x {columns}")
     lines = columns if by_column else rows
     matrix = np.zeros((int(rows), int(columns)), dtype=np.float64)
     counts = np.diff(np.asarray(state["indptr"]))

@@ -10,9 +10,6 @@ from lib.networks.norm_layers import norm_relu, norm_relu_grow, norm_relu_show
 from lib.networks.precision import Precision
 
 SCALE = 4
-# First logits of a pass-through network, per standard deviation above and below the mean colour, and at the mean: fitted
-# to one head that fills half of a white picture.
-PASS_ABOVE, PASS_BELOW, PASS_MEAN = 6.3, 1.1, 1.1
 
 
 class UpsamplerConfig(Config):
@@ -21,14 +18,17 @@ class UpsamplerConfig(Config):
     input_dim: int = Field(32, gt=0, description="feature channels in")
     output_dim: int = Field(3, gt=0, description="image channels out")
     network_capacity: int = Field(64, gt=0, description="width c of the last level; the first has 4c")
-    pass_through: bool = Field(False, description="start as bilinear upsampling of the first channels (published: random); for short trainings")
+    skip: bool = Field(False, description=(
+        "add what the network makes, -1 to 1, to the first channels upsampled (published: the network alone): starts as these, keeps colours"))
 
 
 class Upsampler(nn.Module):
     """Feature image (h, w) -> RGB in [0,1] at (4h, 4w).
 
     Two 3x3 convolutions to 4c channels, then twice bilinear x2 and two convolutions, halving to 2c and c; instance
-    norm and ReLU after each; a 1x1 convolution and a sigmoid.
+    norm and ReLU after each; a 1x1 convolution and a sigmoid. Instance norm lets no colour through that is not relative to its picture:
+    with `skip` the picture is 2 sigmoid - 1 added to the first channels, bilinearly upsampled; at first exactly these. In [0,1] when
+    evaluated; while training what lies outside still has a gradient.
 
     precision: `highest` computes in the type of the weights; `high` stores activations and multiplies in bfloat16, channels-last, with
     what stands between convolutions fused (norm_layers.py): as exact as eager bfloat16 autocast, or more. Weights and their gradients
@@ -37,20 +37,27 @@ class Upsampler(nn.Module):
 
     def __init__(self, config: UpsamplerConfig, precision: Precision = "highest") -> None:
         super().__init__()
-        self.precision = precision
+        self.precision, self.skip = precision, config.skip
         c = config.network_capacity
         self.entry = _double_convolution(config.input_dim, 4 * c, 4 * c)
         self.up1 = _double_convolution(4 * c, 2 * c, 2 * c)
         self.up2 = _double_convolution(2 * c, c, c)
         self.exit = nn.Conv2d(c, config.output_dim, kernel_size=1)
         self.grow = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
-        if config.pass_through:
-            self._start_as_upsampling(config)
+        if config.skip:
+            nn.init.zeros_(self.exit.weight)
+            nn.init.zeros_(self.exit.bias)
 
     def forward(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B O H W"]:
         """`O` channels in [0,1], four times larger."""
-        if self.precision == "high":
-            return self._fused(features, torch.bfloat16)
+        image = self._fused(features, torch.bfloat16) if self.precision == "high" else self._plain(features)
+        if not self.skip:
+            return image
+        smooth = features[:, :image.shape[1]].to(image.dtype)
+        image = nn.functional.interpolate(smooth, scale_factor=SCALE, mode="bilinear", align_corners=False) + (2.0 * image - 1.0)
+        return image if self.training else image.clamp(0.0, 1.0)
+
+    def _plain(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B O H W"]:
         hidden = self.entry(features)
         hidden = self.up1(self.grow(hidden))
         hidden = self.up2(self.grow(hidden))
@@ -66,24 +73,6 @@ class Upsampler(nn.Module):
             if level is not self.up2:
                 hidden = norm_relu_grow(hidden)
         return norm_relu_show(hidden, self.exit.weight.flatten(1), self.exit.bias)
-
-    @torch.no_grad()
-    def _start_as_upsampling(self, config: UpsamplerConfig) -> None:
-        """Two channels carry each colour: the ReLU of its standardised value and of the negative; all others stay random."""
-        colors = config.output_dim
-        convolutions = [layer for level in (self.entry, self.up1, self.up2) for layer in level if isinstance(layer, nn.Conv2d)]
-        for number, convolution in enumerate(convolutions):
-            weight = convolution.weight
-            weight[:2 * colors] = 0.0
-            for color in range(colors):
-                for output, sign in ((color, 1.0), (colors + color, -1.0)):
-                    weight[output, color, 1, 1] = sign
-                    if number:
-                        weight[output, colors + color, 1, 1] = -sign
-        self.exit.weight.zero_()
-        for color in range(colors):
-            self.exit.weight[color, color], self.exit.weight[color, colors + color] = PASS_ABOVE, -PASS_BELOW
-        self.exit.bias.copy_(torch.full((colors,), PASS_MEAN))
 
 
 def _convolved(layer: nn.Conv2d, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lib.datasets.head_capture import CaptureRecord
 from lib.datasets.images import encode
-from lib.errors import InputError
+from lib.errors import InputError, printable
 from lib.files import write_whole
 from lib.provenance import read_provenance
 from lib.training.checkpoint import FORMAT, Checkpoint
@@ -93,7 +93,7 @@ def read_bundle(path: Path, stage: str, key: str) -> Checkpoint:
             raise InputError(f"{what}: a bundle of version {version}, made by newer code; this one reads up to {VERSION}: update it")
         if found != stage:
             raise InputError(f"{what}: expected a bundle of stage '{stage}', found one of stage '{found}'")
-        print(f"{what}: avatar bundle; {LICENSE} in it: {entries[LICENSE].decode(errors='replace').strip().splitlines()[0]}")
+        print(f"{what}: avatar bundle; {LICENSE} in it: {printable(entries[LICENSE].decode(errors='replace').strip().splitlines()[0])}")
         data = manifest["data"] and CaptureRecord(**{name: tuple(values) for name, values in manifest["data"].items()})
         modules: dict[str, dict[str, Tensor]] = {}
         for name, content in entries.items():
@@ -103,7 +103,7 @@ def read_bundle(path: Path, stage: str, key: str) -> Checkpoint:
         return Checkpoint(stage=stage, step=int(manifest["step"]), best_psnr=float("-inf"), seconds=float(manifest["seconds"]),
                           config=dict(manifest["config"]), data=data, modules=modules, optimizers={}, path=path,
                           made_by=read_provenance(manifest.get("made_by")))
-    except (LookupError, TypeError, ValueError) as error:  # its hashes are right, so it was written like this
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:  # its hashes are right, so it was written like this
         raise InputError(f"{what}: its {MANIFEST} is not that of a bundle ({type(error).__name__}: {error}); write the bundle again") from error
 
 

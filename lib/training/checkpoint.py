@@ -5,11 +5,13 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
+from lib.config import Config
 from lib.datasets.head_capture import CaptureRecord
 from lib.errors import InputError
 from lib.files import make_folder, remove
@@ -17,6 +19,8 @@ from lib.provenance import Provenance, provenance, read_provenance
 from lib.training.stage import AbstractStage
 
 FORMAT = 3  # 2 lacked the record of the data, 1 the own pose of the head
+
+Options = TypeVar("Options", bound=Config)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,16 @@ class Checkpoint:
         if not isinstance(self.config.get(name), dict):
             raise InputError(f"{self.path}: the configuration in the checkpoint has no section '{name}'")
         return self.config[name]
+
+    def options(self, name: str, kind: type[Options]) -> Options:
+        """One section of the configuration, read. Raises InputError where this code knows no such options."""
+        try:
+            return kind.model_validate(self.section(name))
+        except ValidationError as error:
+            first = error.errors()[0]
+            known = "" if self.made_by is None or self.made_by.commit is None else f" (commit {self.made_by.commit})"
+            raise InputError(f"{self.path}: {'.'.join([name, *map(str, first['loc'])])} in its configuration is not known to this code: "
+                             f"{first['msg']}; use the code that made it{known}, or train again") from error
 
     def restore(self, stage: AbstractStage) -> None:
         """Copies modules and optimizers into a stage of the same shape."""

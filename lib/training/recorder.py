@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from lib.config import Config, write_config
+from lib.config import Config, Name, write_config
 from lib.datasets.images import write_image
 from lib.errors import InputError
 from lib.files import make_folder, write_whole
@@ -24,7 +24,7 @@ PREVIEW_SIZE = 512  # pixels: larger pictures are shrunk on sheets and in previe
 class RecorderConfig(Config):
     """Section `recorder`."""
 
-    name: str = Field(min_length=1, pattern=r"^[^/\\.][^/\\]*$", description="name of the run, also of its folders")
+    name: Name = Field(description="name of the run, also of its folders")
     logdir: Path = Field(Path("log"), description="TensorBoard files and log file")
     checkpoint_path: Path = Field(Path("checkpoints"), description="checkpoints go to <checkpoint_path>/<name>/")
     result_path: Path = Field(Path("results"), description="pictures, videos and metrics go to <result_path>/<name>/")

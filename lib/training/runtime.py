@@ -1,25 +1,17 @@
-"""Where a run happens: device, seeds, signals, one run per folder, and how a script ends."""
+"""Where a run happens: device, seeds, signals, and how a script ends."""
 
 import errno
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType, TracebackType
 
 import numpy as np
 import torch
 
 from lib.errors import InputError, NumericalError, Stopped
-from lib.files import make_folder, remove
 from lib.training.distributed import OtherFailed, count, is_first, is_first_to_fail, joined, leave, local_rank
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 # What the disk or its owner refuses, wherever it comes up, is told as bad input is; other errors of the system are faults of this code.
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
@@ -150,51 +142,6 @@ class StopSignals:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-
-
-class RunLock:
-    """Context that lets one process at a time write a run. The lock ends with its process, however that ends; its file goes at a regular end.
-
-    Raises InputError naming the other process. Where a file system has no locks, it says so and goes on. `option` chooses another place.
-    """
-
-    def __init__(self, path: Path, option: str = "recorder.name") -> None:
-        self.path, self.option = path, option
-
-    def __enter__(self) -> "RunLock":
-        make_folder(self.path.parent)
-        try:
-            while not self._take():
-                self._file.close()
-            self._file.seek(0)
-            self._file.truncate()
-            self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror}); free space, correct the permissions or choose another "
-                             f"{self.option}") from error
-        return self
-
-    def _take(self) -> bool:
-        """Opens and locks the file; False where the process before has just removed it, so that somebody else may lock another of that name."""
-        self._file = self.path.open("a+b", buffering=0)
-        if fcntl is not None:
-            try:
-                # Of the process, not of the file: forked processes do not hold it on.
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
-                self._file.seek(0)
-                holder = self._file.read().decode(errors="replace").strip() or "another process"
-                self._file.close()
-                raise InputError(f"{self.path.parent}: {holder} is writing this run ({self.path.name}); wait for it, stop it, "
-                                 f"or choose another {self.option}") from error
-            except OSError as error:
-                print(f"{self.path}: no locks here ({error.strerror}); make sure that one process at a time writes this run")
-        return self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if fcntl is not None:
-            remove(self.path)  # while it is locked: whoever waits for it sees that it is gone
-        self._file.close()
 
 
 def is_terminal() -> bool:

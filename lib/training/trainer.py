@@ -15,6 +15,7 @@ from lib.config import Config
 from lib.datasets.batches import HeadBatch
 from lib.datasets.sampler import TrainingBatches
 from lib.errors import InputError, NumericalError, Stopped
+from lib.files import RunLock
 from lib.metrics.psnr import psnr
 from lib.training import distributed
 from lib.training.checkpoint import remove_leftovers, save_checkpoint
@@ -23,7 +24,7 @@ from lib.training.profiling import FEWEST, StepProfiler
 from lib.training.recorder import Recorder, image_rows, shrink, write_seconds
 from lib.training.rehearsal import rehearse
 from lib.training.resume import Progress, resume
-from lib.training.runtime import RunLock, StopSignals, is_terminal
+from lib.training.runtime import StopSignals, is_terminal
 from lib.training.stage import AbstractStage
 
 REHEARSE_STEPS = 20  # a shorter run is not worth an estimate

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.reenact import make_avatar
 from lib.avatars.gaussian_head_avatar.avatar import GaussianAvatar
-from lib.avatars.gaussian_head_avatar.color_fit import CHECKED, ColorMap, draw, fit_colors, look_at_head, quarter
+from lib.avatars.gaussian_head_avatar.color_fit import CHECKED, FITTED, ColorMap, draw, fit_colors, look_at_head, quarter
 from lib.avatars.gaussian_head_avatar.splat_export import splats_of, write_splats
 from lib.datasets.driving import DrivingFrame, front_camera
 from lib.errors import InputError
@@ -56,13 +56,33 @@ def a_frame(pose: torch.Tensor = POSE, scale: float = 0.1) -> DrivingFrame:
 
 def test_an_affine_super_resolution_is_found(avatar):
     frame = a_frame()
-    found = fit_colors(avatar, [frame], SIZE)
+    found, residual = fit_colors(avatar, [frame], SIZE)
+    assert residual < 1e-3
     assert found.matrix.shape == (3, CHANNELS) and found.offset.shape == (3,)
     with torch.no_grad():
         features = avatar.head(frame.expression, frame.pose_code, frame.head).features
     expected = (features @ avatar.upsampler.matrix.T + avatar.upsampler.offset).clamp(0.0, 1.0)
     assert float(expected.std(dim=1).min()) > 0.05 and float(expected.min()) > 0.0 and float(expected.max()) < 1.0
     torch.testing.assert_close(found(features), expected, rtol=0.0, atol=1e-3)
+
+
+def test_the_residual_is_what_the_map_leaves(avatar):
+    """Against pixels blended one by one, of a super-resolution that is not affine."""
+    curved = copy.deepcopy(avatar)
+    affine = curved.upsampler.forward
+    curved.upsampler.forward = lambda features: affine(features) ** 3
+    frame = a_frame()
+    colors, residual = fit_colors(curved, [frame], SIZE)
+    squares, weights = 0.0, 0.0
+    with torch.no_grad():
+        for direction in FITTED:
+            drawn = draw(curved, frame, direction, SIZE)
+            alpha = drawn.coarse.alpha.double()
+            blended = drawn.coarse.features.double() - (1.0 - alpha)
+            mapped = torch.einsum("oc,bchw->bohw", colors.matrix.double(), blended) + colors.offset.double()[:, None, None] * alpha + (1.0 - alpha)
+            squares += float((alpha * (mapped - quarter(drawn.image).double()).square()).sum())
+            weights += 3.0 * float(alpha.sum())
+    assert residual == pytest.approx(math.sqrt(squares / weights), rel=1e-3) and residual > 0.01
 
 
 def test_the_files_come_as_close_as_the_map_lets_them(avatar, tmp_path):

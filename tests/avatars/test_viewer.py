@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import queue
+import socket
 import sys
 import threading
 import time
@@ -345,6 +346,29 @@ def test_nothing_is_drawn_for_nobody(viser, avatar, tmp_path):
         assert not draw.called
 
 
+def test_a_browser_that_breaks_off_while_it_is_drawn_for_stops_nobody(viser, avatar, tmp_path):
+    with Running(tmp_path, {"one": avatar}) as running, running.browser() as stays:
+        picture(stays)
+        gone, draw = running.browser(), AvatarViews.draw
+        picture(gone)
+
+        def breaking(self, frame, look):
+            with contextlib.suppress(OSError):
+                gone._socket.socket.shutdown(socket.SHUT_RDWR)  # as where a cable is pulled: no good-bye
+            return draw(self, frame, look)
+
+        with mock.patch.object(AvatarViews, "draw", breaking):
+            gone.look(*facing(0.1))
+            stays.look(*facing(0.1))
+            assert picture(stays).shape == (SIZE, SIZE, 3)
+        until = time.monotonic() + 10.0
+        while len(running.viewer._server.get_clients()) > 1 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert len(running.viewer._server.get_clients()) == 1
+        stays.look(*facing(0.2))
+        assert picture(stays).shape == (SIZE, SIZE, 3) and running.viewer._trouble == ""
+
+
 def test_what_became_old_before_it_was_drawn_is_not_drawn(viser, avatar, tmp_path):
     with Running(tmp_path, {"one": avatar}) as running, running.browser() as browser:
         picture(browser)
@@ -424,6 +448,17 @@ def test_pictures_and_clips_are_saved(viser, avatar, views, puppet, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["clip_0001.mp4", "picture_0001.png", "picture_0002.png"]
 
 
+def test_a_clip_for_which_the_disk_is_full_is_told_and_leaves_nothing(viser, avatar, tmp_path):
+    with Running(tmp_path, {"one": avatar}) as running, running.browser() as browser:
+        picture(browser)
+        with mock.patch("lib.avatars.gaussian_head_avatar.viewer.viewer.VideoWriter.add", side_effect=InputError("clip: No space left on device")):
+            browser.set("Clip", True)
+            assert "No space left" in saying(browser, "No clip was saved")
+        browser.look(*facing(0.1))
+        picture(browser)
+    assert not list((tmp_path / "page" / "viewer").iterdir())
+
+
 def test_what_cannot_be_saved_is_told_and_leaves_nothing(viser, avatar, tmp_path):
     (tmp_path / "page").write_text("a file is in the way")
     with Running(tmp_path, {"one": avatar}) as running, running.browser() as browser:
@@ -483,6 +518,94 @@ def test_a_connection_without_the_secret_is_refused(served):
 
     with pytest.raises(InvalidStatus, match="403"):
         Browser(served.rsplit("/", 2)[0] + "/", SIZE, SIZE)
+
+
+def raw(served: str, path: bytes, *headers: bytes) -> bytes:
+    """The whole answer to a request that no browser would write."""
+    host, port = served.split("/")[2].split(":")
+    with socket.create_connection((host, int(port)), timeout=10.0) as connection:
+        connection.sendall(b"\r\n".join([b"GET " + path + b" HTTP/1.1", *headers, b"Connection: close", b"", b""]))
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
+UPGRADE = (b"Upgrade: websocket", b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==")
+
+
+@pytest.mark.parametrize("upgrade", [(), UPGRADE], ids=["page", "websocket"])
+def test_a_name_that_was_made_to_lead_here_is_refused(served, upgrade):
+    """DNS rebinding: the page of elsewhere.example is of the origin it asks, but says so in Host."""
+    port, path = served.split("/")[2].split(":")[1].encode(), "/" + served.split("/", 3)[3]
+    for host in (b"elsewhere.example", b"localhost.elsewhere.example", b"10.0.0.1", b"127.0.0.1.elsewhere.example", b"", b"[::2]", b"localhost@x"):
+        whole = host + b":" + port
+        assert b" 403 " in raw(served, path.encode(), b"Host: " + whole, b"Origin: http://" + whole, *upgrade).split(b"\r\n")[0], host
+    for host in (b"127.0.0.1", b"localhost", b"LOCALHOST", b"[::1]", b"127.0.0.1:9000", b"localhost:1"):  # the last two: through ssh -L
+        assert b" 403 " not in raw(served, path.encode(), b"Host: " + host, b"Origin: http://" + host).split(b"\r\n")[0], host
+
+
+@pytest.mark.parametrize("headers", [
+    (), (b"Host: 127.0.0.1", b"Host: elsewhere.example"), (b"Host: 127.0.0.1", b"Origin: http://127.0.0.1", b"Origin: null"),
+    (b"Host: 127.0.0.1", b"Origin: http://["), (b"Host: 127.0.0.1", b"Origin: 127.0.0.1")])
+def test_headers_that_no_browser_sends_are_refused_not_an_error(served, headers, caplog):
+    assert b" 403 " in raw(served, ("/" + served.split("/", 3)[3]).encode(), *headers).split(b"\r\n")[0]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("path", [b"/\xff/", b"/\xc3\xa4/", b"/%ff/", b"//", b"/" + b"x" * 4000 + b"/"])
+def test_secrets_of_any_bytes_are_refused_not_an_error(served, path, caplog):
+    assert b" 403 " in raw(served, path, b"Host: 127.0.0.1").split(b"\r\n")[0]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", f"{'../' * 9}etc/passwd", f"{'%2e%2e/' * 9}etc/passwd", "..\\..\\setup.py"])
+def test_the_page_gives_no_file_of_the_machine(served, path):
+    answer = raw(served, f"/{served.split('/', 3)[3]}{path}".encode(), b"Host: 127.0.0.1")
+    assert b" 404 " in answer.split(b"\r\n")[0] and b"root:" not in answer
+
+
+def test_elsewhere_the_secret_is_needed_under_any_name(viser):
+    from websockets.exceptions import InvalidStatus
+
+    server, address = start_server("0.0.0.0", 0, "test")
+    try:
+        here = f"http://127.0.0.1:{address.port}"
+        for wrong in ("/", f"/{address.token[:-1]}/", f"/{address.token[::-1]}/"):
+            assert status(here + wrong) == 403
+            with pytest.raises(InvalidStatus, match="403"):
+                Browser(here + wrong, SIZE, SIZE)
+        whole = f"{here}/{address.token}/"
+        for host in (b"127.0.0.1", b"gpu3.lab.example"):  # what its network calls the machine is not known
+            assert b" 200 " in raw(whole, f"/{address.token}/".encode(), b"Host: " + host).split(b"\r\n")[0]
+        with pytest.raises(InvalidStatus, match="403"):
+            Browser(whole, SIZE, SIZE, origin="http://elsewhere.example")
+        with Browser(whole, SIZE, SIZE) as browser:
+            assert browser.until(lambda message: message["type"] == "ReplayDoneMessage", 10.0)
+    finally:
+        server.stop()
+
+
+def test_the_default_is_this_machine_alone():
+    assert ViewerConfig.model_fields["host"].default == "127.0.0.1"
+
+
+def test_the_server_tells_its_secret_to_no_log(viser, capfd, caplog):
+    caplog.set_level("DEBUG")
+    server, address = start_server("127.0.0.1", 0, "test")
+    try:
+        start_of_page(str(address))
+        status(str(address)[:-3])
+        with Browser(str(address), SIZE, SIZE) as browser:
+            browser.until(lambda message: message["type"] == "ReplayDoneMessage", 10.0)
+    finally:
+        server.stop()
+    said = capfd.readouterr()
+    assert address.token not in said.out + said.err  # viewer.py prints it, once
+    assert not [record for record in caplog.records if address.token in record.getMessage() and record.levelname != "DEBUG"]
+
+
+def test_the_secret_is_compared_in_constant_time(served):
+    with mock.patch.object(server_module.hmac, "compare_digest", wraps=server_module.hmac.compare_digest) as compared:
+        assert status(served) == 200
+    assert compared.call_count == 1
 
 
 def test_a_message_that_is_too_long_ends_its_connection(served):

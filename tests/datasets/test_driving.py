@@ -71,6 +71,28 @@ def test_smoothing_is_the_recursion(root, smoothing):
         assert np.allclose(found.numpy(), expected, atol=1e-6)
 
 
+def test_smoothing_a_head_that_turns_round_goes_through_no_other_pose(root):
+    """Rotation vectors end at half a turn: the next one points the other way."""
+    angles = np.deg2rad(150.0 + 10.0 * np.arange(FRAMES))
+    for index, angle in enumerate(angles):
+        turn = np.array([0.0, angle if angle <= np.pi else angle - 2.0 * np.pi, 0.0])
+        np.savez(root / "params" / f"{index:04d}" / "params.npz", exp_coeff=np.ones((1, WIDTH)), pose=np.concatenate([turn, np.zeros(3)])[None],
+                 scale=np.ones(1))
+    expected = [angles[0]]
+    for angle in angles[1:]:
+        expected.append(0.5 * expected[-1] + 0.5 * angle)
+    found = sequence(root, smoothing=0.5).poses[:, :3]
+    assert np.allclose(np.exp(1j * found[:, 1].numpy()), np.exp(1j * np.array(expected)), atol=1e-5)
+    assert float(found.norm(dim=1).max()) <= np.pi + 1e-5 and not found[:, ::2].any()
+    assert np.array_equal(sequence(root, smoothing=0.0).poses.numpy(), raw(root, "pose"))
+
+
+def test_a_typical_pose_that_is_not_known_is_said(root):
+    config = DrivingConfig(dataroot=root, param_files="params/*/params.npz", head_pose="own", resolution=32)
+    assert any("dataset.head_pose own is the origin" in note for note in DrivingSequence(config, torch.zeros(6)).notes)
+    assert not any("origin" in note for note in DrivingSequence(config, OWN).notes)
+
+
 def test_published_smoothing_is_the_default(root):
     assert DrivingConfig(dataroot=root).smoothing == 0.5
 

@@ -1,5 +1,6 @@
 """Drivers of other systems, and what is done to their expressions: laws of neutral faces, gain and the range of the training."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def test_the_head_turns_by_root_and_neck(tmp_path, show):
     driver = drive(write_vhap_export(tmp_path / "me", show), trained=face(), head_pose="driver")
     for t in range(show.frames):
         assert np.allclose(driver[t].head.rotation()[0], matrix(show.rotation[t]) @ matrix(show.neck[t]), atol=1e-5)
-        assert np.allclose(driver[t].head.pose[0, 3:], show.translation[t]) and float(driver[t].head.scale) == 1.0
+        assert np.allclose(driver[t].head.pose[0, 3:], show.translation[t])
     assert any("centimetres" in note for note in driver.notes)
 
 
@@ -104,9 +105,24 @@ def test_the_head_turns_by_root_and_neck(tmp_path, show):
 def test_elsewhere_the_head_has_the_size_of_its_training(changes, tmp_path, show):
     path = write_imavatar(tmp_path / "me", show)
     assert float(drive(path, trained=face(), **changes)[1].head.scale) == pytest.approx(0.9)
-    assert float(drive(path, trained=face(), head_pose="driver")[1].head.scale) == 4.0
     said = refusal(path, **changes)
     assert "dataset.head_pose_path" in said and "how large" in said
+
+
+@pytest.mark.parametrize(("name", "units"), [("vhap", 1.0), ("flashavatar", 1.0), ("benchmark", 1.0), ("imavatar", 4.0)])
+def test_in_the_world_of_a_tracker_the_head_keeps_its_size_in_metres(name, units, tmp_path, show):
+    """A tracker says how large its own model is, not how large a canonical unit of the avatar is: a tenth of a metre, or so."""
+    path = BUILDERS[name](tmp_path / "data" / "me", show)
+    assert float(drive(path, trained=face(scale=0.1), head_pose="driver")[1].head.scale) == pytest.approx(0.1 * units)
+    unknown = drive(path, head_pose="driver")
+    assert float(unknown[1].head.scale) in (1.0, 1.5, 4.0) and any("how large" in note for note in unknown.notes)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_the_world_of_a_tracker_is_not_that_of_the_camera(name, tmp_path, show):
+    driver = drive(BUILDERS[name](tmp_path / "data" / "me", show), trained=face())
+    ours = name == "subject"
+    assert driver.head_pose_mode == ("driver" if ours else "own") and any("dataset.head_pose is own" in note for note in driver.notes) is not ours
 
 
 def test_a_fixed_head_has_the_size_of_its_file(tmp_path, show):
@@ -197,13 +213,74 @@ def test_a_neutral_face_of_another_width_is_refused(tmp_path, show):
     assert "rest.npy" in said and "64" in said and "59" in said
 
 
+def _break_npz(path: Path, key: str, row: int, value: float) -> None:
+    arrays = dict(np.load(path))
+    arrays[key] = arrays[key].copy()
+    arrays[key][row].flat[0] = value
+    np.savez(path, **arrays)
+
+
+def _break_json(path: Path, row: int, value: float) -> None:
+    content = json.loads(path.read_text())
+    content["frames"][row]["expression"][3] = value
+    path.write_text(json.dumps(content))
+
+
+def _break_frame(path: Path, value: float) -> None:
+    content = torch.load(path, weights_only=False)
+    content["flame"]["jaw"][0, 2] = value
+    torch.save(content, path)
+
+
+# Where frame 2 of a source is made NaN, and how an error calls it.
+BREAKS = {
+    "vhap": (lambda me, value: _break_npz(me / "flame_param" / "00002.npz", "jaw_pose", 0, value), "00002.npz: 'jaw_pose'"),
+    "tracker": (lambda me, value: _break_npz(me / "tracked_flame_params_30.npz", "expr", 2, value), "timestep 00006: 'expr'"),
+    "benchmark": (lambda me, value: _break_npz(next(me.rglob("*v2.npz")), "rotation_matrices", 2, value), "row 2: 'rotation_matrices'"),
+    "imavatar": (lambda me, value: _break_json(me / "flame_params.json", 2, value), "('./image/3'): 'expression'"),
+    "flashavatar": (lambda me, value: _break_frame(next(me.parents[1].rglob("00002.frame")), value), "00002.frame: 'jaw'"),
+    "insta": (lambda me, value: (me / "flame" / "exp" / "00002.txt").write_text(" ".join([str(value)] * 100)), "exp/00002.txt"),
+    "subject": (lambda me, value: _break_npz(me / "params" / "0020" / "params.npz", "pose", 0, value), "0020/params.npz: 'pose'"),
+}
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_nan_in_a_driver_is_named(value, tmp_path, show):
-    path = write_vhap_tracker(tmp_path / "me", show) / "tracked_flame_params_30.npz"
-    broken = dict(np.load(path))
-    broken["expr"][2, 7] = value
-    np.savez(path, **broken)
-    assert f"{path}: 'expr': 1 of 500 values are NaN" in refusal(tmp_path / "me")
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_frame_that_is_nan_is_named_and_left_out_where_asked(name, value, tmp_path, show):
+    path = BUILDERS[name](tmp_path / "data" / "me", show)
+    damage, told = BREAKS[name]
+    damage(path, value)
+    said = refusal(path, trained=face())
+    assert told in said and "NaN" in said and "dataset.nan_frames" in said and len(said.splitlines()) == 1
+    driver = drive(path, trained=face(), nan_frames="skip")
+    assert np.allclose(driver.expressions, np.delete(joined(show), 2, axis=0), atol=1e-6) and len(driver.files) == show.frames - 1
+    (note,) = (note for note in driver.notes if "left out" in note)
+    assert "1 frame" in note and told in note
+
+
+def test_rows_that_are_nan_are_left_out_where_asked(tmp_path, show):
+    values = show.expression.copy()
+    values[[0, 3], 5] = np.nan
+    for suffix in ("npy", "csv"):
+        path = tmp_path / f"take.{suffix}"
+        np.save(path, values) if suffix == "npy" else np.savetxt(path, values, delimiter=",")
+        assert f"{path}: row 0: 1 of 100 values are NaN" in refusal(path, 100, face(100))
+        driver = drive(path, 100, face(100), nan_frames="skip")
+        assert np.allclose(driver.expressions, show.expression[[1, 2, 4]]) and driver.files[1] == f"{path}: row 2"
+        assert any("left out 2 frames" in note and "row 0" in note and "row 3" in note for note in driver.notes)
+    np.save(tmp_path / "take.npy", np.full_like(values, np.nan))
+    assert "no frame" in refusal(tmp_path / "take.npy", 100, face(100), nan_frames="skip")
+
+
+def test_pictures_of_the_driver_stay_beside_their_frames(tmp_path, show):
+    path = write_flame_subject(tmp_path / "me", show)
+    for folder in (path / "params").iterdir():
+        (path / "shown" / folder.name).mkdir(parents=True)
+        (path / "shown" / folder.name / "a.png").touch()
+    _break_npz(path / "params" / "0020" / "params.npz", "exp_coeff", 0, np.nan)
+    driver = drive(path, dataroot=path, param_files="params/*/params.npz", image_files="shown/*/a.png", nan_frames="skip")
+    assert [image.parent.name for image in driver.images] == [Path(file).parent.name for file in driver.files]
+    assert len(driver) == show.frames - 1
 
 
 @pytest.mark.parametrize("frames", [1, 2, 40])

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from lib.errors import InputError
-from lib.evaluation.comparison import ComparisonRequest, compare, comparison_request
+from lib.evaluation.comparison import ComparisonRequest, compare, comparison_request, subjects_summary
 from lib.evaluation.protocol import Backbone, Protocol
 from lib.evaluation.scores import write_scores
 from tests.evaluation.results import PROTOCOL, VIEWS, scores
@@ -85,3 +85,31 @@ def test_the_command_line(tmp_path):
     assert comparison_request(["--config", "a.yaml", "recorder.name=--compare"]) is None
     request = comparison_request(["--compare", "a", "b", "--output", "t.md"])
     assert [str(folder) for folder in request.folders] == ["a", "b"] and request.output.name == "t.md"
+
+
+def across(tmp_path) -> tuple:
+    """Two subjects, whose pictures differ and of which one has a split more."""
+    other = changed(splits={"novel_view": VIEWS.model_copy(update={"digest": "bb"}), "cross": VIEWS})
+    write_scores(tmp_path / "bob", [scores(1.0), scores(3.0, "cross")], other, {})
+    return tmp_path / "a", tmp_path / "bob"
+
+
+def test_subjects_have_a_mean_and_no_best_one(runs, tmp_path):
+    request = comparison_request(["--compare", *map(str, across(tmp_path)), "--across-subjects", "--output", str(tmp_path / "all.csv")])
+    assert "*" not in compare(request)
+    rows = {(row["split"], row["measure"]): row for row in csv.DictReader((tmp_path / "all.csv").open())}
+    assert [rows["novel_view", "psnr"][column] for column in ("a", "bob", "mean")] == ["26", "27", "26.5"]
+    assert [rows["cross", "psnr"][column] for column in ("a", "bob", "mean")] == ["–", "29", "29"]
+
+
+def test_a_terminal_sees_a_row_per_subject(runs, tmp_path):
+    shown = [line.split() for line in subjects_summary(across(tmp_path)).splitlines()]
+    assert shown[:4] == [["novel_view", "psnr", "mask_psnr", "lpips_vgg", "mouth_psnr"], ["a", "26", "24.5", "0.25", "15"],
+                         ["bob", "27", "24.5", "0.25", "15"], ["mean", "26.5", "24.5", "0.25", "15"]]
+    assert shown[5:8] == [["cross", "psnr", "mask_psnr", "lpips_vgg", "mouth_psnr"], ["a", "–", "–", "–", "–"], ["bob", "29", "24.5", "0.25", "15"]]
+
+
+def test_subjects_that_were_not_measured_alike_are_refused(runs):
+    write_scores(runs[1], [scores()], changed(resolution=128), {})
+    with pytest.raises(InputError, match="64 and 128 pixels"):
+        compare(ComparisonRequest(runs, None, across_subjects=True))

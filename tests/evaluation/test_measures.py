@@ -105,6 +105,15 @@ def test_without_a_truth_measures_have_closed_forms(sizes):
                        "nonfinite": [], "clipped": [], "silhouette_area": []}
 
 
+def test_a_head_that_is_gone_for_a_frame_does_not_spoil_the_mean():
+    nothing = torch.ones(3, 20, 30)
+    measures = CrossMeasures()(torch.stack([head(4), head(4), nothing, head(4), head(4)]))
+    columns = dict(zip(measures.names, measures.values.T.tolist(), strict=True))
+    assert columns["area_jitter"][2] == pytest.approx(0.5) and math.isnan(columns["area_jitter"][3]) and math.isnan(columns["clipped"][2])
+    assert columns["silhouette_iou"][1:] == [1.0, 0.0, 0.0, 1.0] and columns["area_jitter"][4] == pytest.approx(0.5)
+    assert not any(map(math.isinf, measures.values.flatten().tolist()))
+
+
 def test_what_is_not_finite_is_counted_and_does_not_spoil_the_rest():
     broken = head(4)
     broken[0, :5] = torch.nan

@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import resource
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +22,15 @@ FULL = ("No space left on device", "File too large", "are needed, but its disk h
 
 @dataclass(frozen=True)
 class FullDisk:
-    """A disk with `room` bytes left; without a namespace, files that cannot grow beyond that. Mended: there is room."""
+    """A disk with `room` bytes left; without a namespace, files that cannot grow beyond `file_room`. Mended: there is room."""
 
     room: int
+    file_room: int
 
     def strike(self, place: Path) -> None:
         """Moves the content of the place to such a disk."""
         if not has_namespaces():
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self.room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.file_room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
             return
         content = {path.relative_to(place): path.read_bytes() for path in place.rglob("*") if path.is_file()}
         enter_namespace()
@@ -138,7 +140,7 @@ def know(possible: bool) -> None:
 def _try() -> bool:
     try:
         enter_namespace()
-        _mount("none", Path("/tmp"), "tmpfs", 0, "size=65536")
+        _mount("none", Path(tempfile.gettempdir()), "tmpfs", 0, "size=65536")
     except OSError:
         return False
     return True

@@ -45,9 +45,11 @@ def trial(workshop, ledger, name, folder, fault, kind, words, tidy=True):
 
 @pytest.mark.cases(WRITERS, FEW)
 def test_a_full_disk(workshop: Workshop, ledger, long, tmp_path, name):
-    size, chance = workshop.reference(name).size, random.Random(name)
+    reference, chance = workshop.reference(name), random.Random(name)
     for number in range(4 if long else 1):
-        trial(workshop, ledger, name, tmp_path / str(number), FullDisk(PAGE * int(chance.uniform(0.0, 0.8) * size / PAGE)), "disk full", disks.FULL)
+        share = chance.uniform(0.0, 0.8)
+        fault = FullDisk(PAGE * int(share * reference.size / PAGE), int(share * reference.largest))
+        trial(workshop, ledger, name, tmp_path / str(number), fault, "disk full", disks.FULL)
 
 
 @pytest.mark.cases(WRITERS, ("gaussianhead", "export bundle", "export gltf", "extraction"))

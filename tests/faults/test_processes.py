@@ -15,7 +15,7 @@ import tqdm.std
 
 from lib.avatars.gaussian_head_avatar.viewer.config import ViewerConfig
 from lib.avatars.gaussian_head_avatar.viewer.watched import WatchedAvatar
-from lib.training.runtime import RunLock
+from lib.files import RunLock
 from preprocess import demo_subject
 from tests.faults.children import CONTEXT, PATIENCE_S, Command, Ended, Victim, apart, execute, files
 from tests.faults.workshop import EXPORTS, TRAININGS, Workshop, checkpoints, leftovers

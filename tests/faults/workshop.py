@@ -30,11 +30,12 @@ HERE = Path()
 
 @dataclass(frozen=True)
 class Reference:
-    """An undisturbed run: what it leaves (path -> digest), how many changes of files it makes, how many bytes it writes."""
+    """An undisturbed run: what it leaves (path -> digest), how many changes of files it makes, how many bytes it leaves in all and in one file."""
 
     results: dict[str, str]
     changes: int
     size: int
+    largest: int
 
     def strange(self, content: dict[str, bytes]) -> list[str]:
         """Files that have the name of a result, and are not what the undisturbed run left there, at its end or at an earlier step."""
@@ -92,10 +93,12 @@ class Workshop:
         if name not in self._references:
             folder = self.root / f"reference {name}"
             command = self.place(name, folder)
-            before = sum(map(len, files(folder).values()))
+            before = files(folder)
             ended, changes = apart(count_changes, command)
             assert ended.code == 0, ended.said
-            self._references[name] = Reference(results(files(folder)), changes, sum(map(len, files(folder).values())) - before)
+            content = files(folder)
+            sizes = [len(data) for file, data in content.items() if file not in before]
+            self._references[name] = Reference(results(content), changes, sum(sizes), max(sizes))
         return self._references[name]
 
     def _template(self, name: str) -> Path:
@@ -178,8 +181,9 @@ def checkpoints(content: dict[str, bytes]) -> set[str]:
 
 
 def leftovers(content: dict[str, bytes]) -> list[str]:
-    """Files that only somebody who still writes should have."""
-    return [name for name in content if any(part.endswith(UNFINISHED) for part in Path(name).parts)]
+    """Files that only somebody who still writes should have. An extraction goes on with what it has, whole files in a folder without its name."""
+    return [name for name in content if name.endswith(UNFINISHED) or (
+        any(part.endswith(UNFINISHED) for part in Path(name).parts) and not name.startswith("subject.partial/"))]
 
 
 def _digest(name: str, data: bytes) -> str:

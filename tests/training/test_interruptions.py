@@ -13,9 +13,9 @@ from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadStage, G
 from lib.datasets.head_capture import HeadCapture
 from lib.datasets.sampler import TrainingBatches
 from lib.errors import InputError, Stopped
+from lib.files import RunLock
 from lib.training.checkpoint import read_checkpoint
 from lib.training.rehearsal import rehearse
-from lib.training.runtime import RunLock
 from tests.tiny import Tiny, copy_subject, gaussian_dict, mesh_dict, run_script
 
 STEPS = 30

@@ -48,9 +48,9 @@ class GaussianAvatar(nn.Module):
 def avatar_from(checkpoint: Checkpoint) -> GaussianAvatar:
     """The avatar of a stage-2 checkpoint, on the CPU."""
     state = checkpoint.module("gaussianhead")
-    config = GaussianHeadConfig.model_validate(checkpoint.section("gaussianheadmodule"))
+    config = checkpoint.options("gaussianheadmodule", GaussianHeadConfig)
     head = GaussianHead(config, *(len(state.get(name, ())) for name in ("xyz", "landmarks_3d_neutral")))
-    upsampler = Upsampler(UpsamplerConfig.model_validate(checkpoint.section("supresmodule")))
+    upsampler = Upsampler(checkpoint.options("supresmodule", UpsamplerConfig))
     load_module(head, state, f"{checkpoint.path}: module 'gaussianhead'")
     load_module(upsampler, checkpoint.module("supres"), f"{checkpoint.path}: module 'supres'")
     return GaussianAvatar(head, upsampler)

@@ -60,18 +60,19 @@ def draw(avatar: GaussianAvatar, frame: DrivingFrame, direction: tuple[float, fl
     return avatar(frame.expression, frame.pose_code, frame.head, look_at_head(frame.head, *direction, size))
 
 
-def fit_colors(avatar: GaussianAvatar, frames: Sequence[DrivingFrame], size: int) -> ColorMap:
+def fit_colors(avatar: GaussianAvatar, frames: Sequence[DrivingFrame], size: int) -> tuple[ColorMap, float]:
     """The map whose Gaussians, drawn over white, come closest to the super-resolved pictures of `size`² pixels averaged to a quarter.
 
     Blending is linear in what is blended, so a pixel of the mapped Gaussians is the map of its blended features, G, and of its opacity, a:
     matrix · G + offset · a + (1 - a) · white. Least squares over all pixels, weighted by their opacity: normal equations of C + 1 unknowns
-    per colour, with a ridge around `the first three channels are RGB`.
+    per colour, with a ridge around `the first three channels are RGB`. Also the root of the mean square, weighted likewise, of what is left.
 
     Raises InputError for an avatar that is NaN or of which nothing is seen.
     """
     channels = avatar.head.config.color_channels
     normal = torch.zeros(channels + 1, channels + 1, dtype=torch.float64)
     right = torch.zeros(channels + 1, 3, dtype=torch.float64)
+    squares = covered = 0.0
     with torch.no_grad():
         for number, frame in enumerate(frames):
             for direction in FITTED if len(frames) == 1 else FITTED[number % 2::2]:  # of several, from above and from below in turn
@@ -82,14 +83,18 @@ def fit_colors(avatar: GaussianAvatar, frames: Sequence[DrivingFrame], size: int
                 weighted = rows.T * alpha.flatten().double()
                 normal += (weighted @ rows).cpu()
                 right += (weighted @ wanted).cpu()
+                squares += float((alpha.flatten()[:, None] * wanted.square()).sum())
+                covered += float(alpha.sum())
     if not bool(torch.isfinite(normal).all() & torch.isfinite(right).all()):
         raise InputError("the avatar renders NaN; is the checkpoint damaged?")
     if not bool(normal[-1, -1] > 0):
         raise InputError(f"nothing of the avatar is seen by cameras that are {DISTANCE * float(frames[0].head.scale):.3g} world units away from it "
                          f"({float(frames[0].head.scale):.3g} per canonical unit); is its scale right?")
     ridge, identity = RIDGE * normal.diagonal().mean(), torch.eye(channels + 1, dtype=torch.float64)
-    solved = torch.linalg.solve(normal + ridge * identity, right + ridge * identity[:, RGB]).float().to(avatar.head.xyz.device)
-    return ColorMap(solved[:channels].T.contiguous(), solved[channels])
+    solved = torch.linalg.solve(normal + ridge * identity, right + ridge * identity[:, RGB])
+    left = float((solved * (normal @ solved - 2.0 * right)).sum()) + squares
+    solved = solved.float().to(avatar.head.xyz.device)
+    return ColorMap(solved[:channels].T.contiguous(), solved[channels]), math.sqrt(max(0.0, left) / (3.0 * covered))
 
 
 def quarter(image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 h w"]:

@@ -31,12 +31,13 @@ from lib.evaluation.report import SplitPages, summary_table, write_report
 from lib.evaluation.scores import METRICS, Origin, PictureName, SplitScores, write_scores
 from lib.evaluation.submission import SubmissionConfig, pack, write_video
 from lib.evaluation.truth import contents, in_order, load_portion, without_expression
+from lib.files import RunLock
 from lib.metrics.psnr import psnr
 from lib.provenance import provenance
 from lib.training.checkpoint import Checkpoint
 from lib.training.loading import ahead, loading_threads
 from lib.training.recorder import image_rows, read_seconds, shrink, write_seconds
-from lib.training.runtime import RunLock, choose_device, is_terminal
+from lib.training.runtime import choose_device, is_terminal
 
 SHEET_COLUMNS = 8
 MOST_PICTURES, PIXELS = 8, 8 * 512**2  # of a batch on a GPU; on a CPU pictures are measured one by one

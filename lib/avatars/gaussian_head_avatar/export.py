@@ -25,13 +25,13 @@ from lib.avatars.gaussian_head_avatar.splat_export import write_splats
 from lib.datasets.driving import DrivingFrame, DrivingSequence, front_camera
 from lib.datasets.images import to_uint8
 from lib.errors import InputError
-from lib.files import make_folder, write_whole
+from lib.files import RunLock, make_folder, write_whole
 from lib.geometry.head_pose import HeadPose
 from lib.render.gaussian.projection import LOW_PASS
 from lib.training.bundle import Leaflet, write_bundle
 from lib.training.checkpoint import Checkpoint
 from lib.training.recorder import shrink
-from lib.training.runtime import RunLock, choose_device
+from lib.training.runtime import choose_device
 
 THUMBNAIL_SIZE = 256  # pixels
 BUNDLED = ("gaussianheadmodule", "supresmodule", "meshheadmodule")

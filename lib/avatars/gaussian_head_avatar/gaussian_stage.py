@@ -186,7 +186,7 @@ class GaussianHeadStage(AbstractStage):
             if path == given:  # the trainer says so when it resumes
                 print(f"gaussianhead: starting from the weights of {path}")
                 avatar.head.own_pose.copy_(_typical_pose(capture))
-            return _Start(avatar, MeshHeadConfig.model_validate(checkpoint.section("meshheadmodule")), _offsets_for(checkpoint, capture))
+            return _Start(avatar, checkpoint.options("meshheadmodule", MeshHeadConfig), _offsets_for(checkpoint, capture))
         if supres is not None or poses is not None:
             raise InputError(f"load_{'supres' if supres is not None else 'delta_poses'}_checkpoint: given without load_gaussianhead_checkpoint; "
                              "name all published files of that head, or none")

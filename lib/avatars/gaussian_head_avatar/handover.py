@@ -19,7 +19,7 @@ MOUTH_BOX = 0.8  # half-size of the mouth box, of the largest offset of a mouth 
 
 def mesh_head_from(checkpoint: Checkpoint) -> MeshHead:
     """The mesh head of a stage-1 checkpoint."""
-    config = MeshHeadConfig.model_validate(checkpoint.section("meshheadmodule"))
+    config = checkpoint.options("meshheadmodule", MeshHeadConfig)
     state = checkpoint.module("meshhead")
     # The grid is stored, so none needs to be generated: the smallest one stands in until the state is loaded.
     head = MeshHead(config.model_copy(update={"grid_cells": 2, "grid_file": None}), len(state.get("landmarks_3d_neutral", ())))

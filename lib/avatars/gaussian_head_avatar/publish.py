@@ -46,10 +46,13 @@ def write_published(folder: Path, head: Checkpoint, mesh: Checkpoint | None) -> 
 
     Raises InputError for a head that the published system would draw otherwise.
     """
-    config = GaussianHeadConfig.model_validate(head.section("gaussianheadmodule"))
+    config = head.options("gaussianheadmodule", GaussianHeadConfig)
     if config.pose_deform_at != "undeformed":
         raise InputError(f"{head.path}: was trained with gaussianheadmodule.pose_deform_at {config.pose_deform_at}, which the published system "
                          "does not know: it would draw another head. Export it as a bundle")
+    if head.options("supresmodule", UpsamplerConfig).skip:
+        raise InputError(f"{head.path}: was trained with supresmodule.skip, which the published system does not know: it would draw other colours. "
+                         "Export it as a bundle")
     state = head.module("gaussianhead")
     files: dict[str, State | Tensor] = {
         "gaussianhead": {name: state[name] for name in GAUSSIAN_TENSORS} | _networks(state, GAUSSIAN_NETWORKS),
@@ -68,10 +71,10 @@ def write_published(folder: Path, head: Checkpoint, mesh: Checkpoint | None) -> 
     options: dict[str, Config] = {"gaussianhead.yaml": GaussianOptions(
         load_gaussianhead_checkpoint=paths["gaussianhead"], load_supres_checkpoint=paths["supres"],
         load_delta_poses_checkpoint=paths.get("delta_poses"), gaussianheadmodule=config.model_dump(mode="json", include=GAUSSIAN_KEYS),
-        supresmodule=UpsamplerConfig.model_validate(head.section("supresmodule")).model_dump(mode="json", include=SUPRES_KEYS),
+        supresmodule=head.options("supresmodule", UpsamplerConfig).model_dump(mode="json", include=SUPRES_KEYS),
     )}
     if mesh is not None:
-        section = MeshHeadConfig.model_validate(mesh.section("meshheadmodule")).model_dump(mode="json", include=MESH_KEYS)
+        section = mesh.options("meshheadmodule", MeshHeadConfig).model_dump(mode="json", include=MESH_KEYS)
         options["meshhead.yaml"] = MeshOptions(load_meshhead_checkpoint=paths["meshhead"], meshheadmodule=section)
     for name, values in options.items():
         write_config(values, folder / name)

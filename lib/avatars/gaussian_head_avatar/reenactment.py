@@ -17,13 +17,13 @@ from lib.avatars.gaussian_head_avatar.renderer import AvatarRenderer
 from lib.datasets.driving import DrivingSequence
 from lib.datasets.retarget import TrainedFace
 from lib.errors import InputError
-from lib.files import write_whole
+from lib.files import RunLock, write_whole
 from lib.networks.precision import Precision
 from lib.networks.upsampler import UpsamplerConfig
 from lib.provenance import Provenance, provenance
 from lib.training.checkpoint import Checkpoint
 from lib.training.recorder import write_seconds
-from lib.training.runtime import RunLock, choose_device
+from lib.training.runtime import choose_device
 
 ORIGIN = "reenactment.json"  # of a film: avatar, driver, configuration, code
 

@@ -32,17 +32,20 @@ class SplatScore:
     colours were not fitted to.
 
     `super_resolved`: against the avatar's picture. `quarter`: both averaged to a quarter of the size. `coarse`: averaged, against the avatar
-    without super-resolution. `first_channels`: what that itself scores where the Gaussians score `quarter`.
+    without super-resolution. `first_channels`: what that itself scores where the Gaussians score `quarter`. `residual`: of the fit of colours,
+    root mean square from 0 to 1, over the pictures it was made of.
     """
 
     super_resolved: float
     quarter: float
     coarse: float
     first_channels: float
+    residual: float
 
     def __str__(self) -> str:
         return (f"{self.super_resolved:.2f} dB against the super-resolved picture; at a quarter of its size {self.quarter:.2f} dB (its coarse "
-                f"picture: {self.first_channels:.2f} dB) and {self.coarse:.2f} dB against its coarse picture")
+                f"picture: {self.first_channels:.2f} dB) and {self.coarse:.2f} dB against its coarse picture; the fit of colours leaves "
+                f"{self.residual:.4f}")
 
 
 def write_splats(avatar: GaussianAvatar, frames: Sequence[DrivingFrame], paths: Sequence[Path], comments: Sequence[Sequence[str]], size: int,
@@ -55,19 +58,19 @@ def write_splats(avatar: GaussianAvatar, frames: Sequence[DrivingFrame], paths: 
     device = avatar.head.xyz.device
     fitted = spread(list(range(len(frames))), FRAMES_FITTED)
     scored = spread([index for index in range(len(frames)) if index not in fitted] or fitted, FRAMES_SCORED)
-    colors = fit_colors(avatar, [frames[index].to(device) for index in fitted], size)
-    rows, squares = [], []
+    colors, residual = fit_colors(avatar, [frames[index].to(device) for index in fitted], size)
+    rows, scores = [], []
     for index in tqdm(range(len(frames)), desc="export", unit="frame", mininterval=0.5 if is_terminal() else 15.0, disable=len(frames) == 1):
         frame = frames[index].to(device)
         write_ply(paths[index], splats_of(avatar, frame, colors, low_pass * pixel(size // SCALE) ** 2), comments[index])
         if index in scored:
             read = read_ply(paths[index]).to(device)
             for direction in CHECKED:
-                row, square = _compare(avatar, frame, read, direction, size)
+                row, score = _compare(avatar, frame, read, direction, size)
                 rows.append(row)
-                squares.append(square)
+                scores.append(score)
     write_image(picture, image_rows([torch.cat([row[k] for row in rows[:len(CHECKED)]]) for k in range(2)]))
-    return SplatScore(*(round(float(values.mean()), 2) for values in torch.tensor(squares).unbind(dim=1)))
+    return SplatScore(*(round(float(values.mean()), 2) for values in torch.tensor(scores).unbind(dim=1)), residual=round(residual, 5))
 
 
 @torch.no_grad()

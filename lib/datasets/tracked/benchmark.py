@@ -8,6 +8,7 @@
 The head is x_world = R (scale · x) + translation, about the origin of FLAME. `rotation` holds Euler angles, which the matrices replace.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lib.datasets.arrays import finite, numbers, parse_arrays, read_bytes
-from lib.datasets.tracked.files import FolderFiles, Look, ReadOptions, read_json
+from lib.datasets.arrays import finite, numbers, parse_arrays, read_bytes, rows
+from lib.datasets.tracked.files import FolderFiles, Gaps, Look, ReadOptions, read_json
 from lib.datasets.tracked.record import FaceModel, FaceParams, TrackedFrame, TrackedSequence
-from lib.datasets.tracked.rotations import matrix_vectors
+from lib.datasets.tracked.rotations import matrix_vector
+from lib.datasets.video import open_video
 from lib.errors import InputError
 from lib.geometry.camera import Camera
 
 FORMAT = "NeRSemble benchmark"
 MODEL = FaceModel("FLAME", "2023")
 NAMES = ("flame2023_tracking_v2.npz", "flame2023_tracking.npz")  # in order of preference: the first version has errors
-WIDTHS = {"translation": 3, "jaw": 3, "neck": 3, "eyes": 6}
+SHAPES: dict[str, tuple[int, ...]] = {"rotation_matrices": (3, 3), "translation": (3,), "jaw": (3,), "neck": (3,), "eyes": (6,)}
 
 
 def look(path: Path) -> Look:
@@ -40,9 +42,10 @@ def read(path: Path, options: ReadOptions) -> TrackedSequence:
     """All tracked sequences; one record per timestep and video, or per timestep where there is no video."""
     found = _tracking_files(path)
     files = FolderFiles(path if path.is_dir() else path.parent.parent, options)
-    frames = [frame for file in found for frame in _sequence(file, files)]
+    gaps = Gaps(options.skip_nan)
+    frames = [frame for file in found for frame in _sequence(file, files, gaps)]
     old = [f"{file}: is the first version, which is known to have errors" for file in found if file.name == NAMES[1]]
-    return TrackedSequence(FORMAT, path, MODEL, "origin", tuple(frames), (*files.notes, *old))
+    return TrackedSequence(FORMAT, path, MODEL, "origin", tuple(frames), (*files.notes, *gaps.notes(), *old))
 
 
 def _tracking_files(path: Path) -> list[Path]:
@@ -62,34 +65,37 @@ class _Video:
     pictures: int  # 0: the file does not say
 
 
-def _sequence(file: Path, files: FolderFiles) -> list[TrackedFrame]:
+def _sequence(file: Path, files: FolderFiles, gaps: Gaps) -> list[TrackedFrame]:
     archive = parse_arrays(file, read_bytes(file))
-    expression = numbers(file, archive, (None, None), "expression")
+    expression = rows(file, archive, (None, None), "expression")
     count = len(expression)
     identity, scale = (torch.from_numpy(numbers(file, archive, None, key).reshape(-1)) for key in ("shape", "scale"))
-    rotation = matrix_vectors(torch.from_numpy(_rows(file, archive, "rotation_matrices", (3, 3), count)), f"{file}: 'rotation_matrices'")
-    moving = {key: torch.from_numpy(_rows(file, archive, key, (width,), count)) for key, width in WIDTHS.items()}
-    timesteps = _rows(file, archive, "frames", (), count).astype(int).tolist()
+    moving = {"expression": expression} | {key: _rows(file, archive, key, shape, count) for key, shape in SHAPES.items()}
+    timesteps = finite(f"{file}: 'frames'", _rows(file, archive, "frames", (), count), None).astype(int).tolist()
     folder = file.resolve().parent.parent
-    videos = _videos(file.parent.parent, files) or [None]
+    videos = _videos(file.parent.parent, files)
     frames = []
     for row, timestep in enumerate(timesteps):
-        here = {key: rows[row] for key, rows in moving.items()}
-        params = FaceParams(torch.from_numpy(expression[row]), identity, rotation[row], scale=scale, **here)
-        frame = TrackedFrame(f"{timestep:05d}", folder.name, timestep, params, f"{file}: row {row}")
-        for video in videos:
-            if video is None:
-                frames.append(frame)
-                continue
-            if video.pictures and timestep >= video.pictures:
-                raise InputError(f"{file}: row {row} belongs to picture {timestep}, but {video.path} has {video.pictures}; download it again")
-            frames.append(TrackedFrame(frame.name, frame.sequence, timestep, params, frame.where, camera=video.camera, view=video.view,
-                                       image=video.path, mask=video.mask, video_frame=timestep))
+        with gaps.frame():
+            where = f"{file}: row {row}"
+            here = {key: torch.from_numpy(finite(f"{where}: '{key}'", values[row], None)) for key, values in moving.items()}
+            rotation = matrix_vector(here.pop("rotation_matrices"), f"{where}: 'rotation_matrices'")
+            params = FaceParams(identity=identity, rotation=rotation, scale=scale, **here)
+            frames += _pictures(TrackedFrame(f"{timestep:05d}", folder.name, timestep, params, where), videos)
     return frames
 
 
+def _pictures(frame: TrackedFrame, videos: list[_Video]) -> list[TrackedFrame]:
+    """A frame as each video shows it; as it is where there is none."""
+    for video in videos:
+        if video.pictures and frame.timestep >= video.pictures:
+            raise InputError(f"{frame.where} belongs to picture {frame.timestep}, but {video.path} has {video.pictures}; download it again")
+    return [dataclasses.replace(frame, camera=video.camera, view=video.view, image=video.path, mask=video.mask, video_frame=frame.timestep)
+            for video in videos] or [frame]
+
+
 def _rows(path: Path, archive: dict[str, NDArray], key: str, shape: tuple[int, ...], count: int) -> NDArray[np.float32]:
-    values = numbers(path, archive, (None, *shape), key)
+    values = rows(path, archive, (None, *shape), key)
     if len(values) != count:
         raise InputError(f"{path}: '{key}' has {len(values)} timesteps, 'expression' has {count}; download it again")
     return values
@@ -132,7 +138,7 @@ def read_calibration(path: Path, serial: str, size: tuple[int, int] | None) -> C
 def _video_size(path: Path) -> tuple[int, int, int]:
     """Pictures (0: not said), width and height in pixels."""
     try:
-        with av.open(str(path)) as container:
+        with open_video(path) as container:
             stream = container.streams.video[0]
             return stream.frames, stream.width, stream.height
     except (av.FFmpegError, OSError, IndexError, AttributeError, ValueError) as error:  # a stream without codec has no width

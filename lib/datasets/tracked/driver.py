@@ -1,5 +1,6 @@
 """Tracked faces as drivers: the coefficients an avatar takes, and where the head is."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lib.datasets.arrays import parse_arrays, read_bytes
-from lib.datasets.layout import by_number, read_params_file
+from lib.datasets.layout import FrameParams, by_number, read_params_file
 from lib.datasets.tracked import subject
-from lib.datasets.tracked.files import ReadOptions
+from lib.datasets.tracked.files import Gaps, ReadOptions
 from lib.datasets.tracked.record import FaceModel, FaceParams, TrackedFrame, TrackedSequence
 from lib.datasets.tracked.sources import read_tracking, recognise
 from lib.errors import InputError
@@ -30,30 +31,40 @@ class DriverTrack(TensorBundle):
     scales: Float[Tensor, "T 1"] | None
     names: tuple[str, ...]  # file, and row: for messages
     holds: str  # what the coefficients are
-    own_scale: bool  # whether `scales` are those of the avatar's canonical units wherever the head is put: params.npz
+    own_world: bool  # params.npz: `poses` are in the world of the avatar's training, `scales` of its canonical units, wherever the head is put
+    units_per_metre: float = 1.0  # of the world that `poses` are in
+    kept: tuple[int, ...] | None = None  # of params.npz files, the numbers of those that were not left out
+    left_out: int = 0  # frames
     notes: tuple[str, ...] = ()
 
 
-def track_of(paths: list[Path]) -> DriverTrack:
+def track_of(paths: list[Path], skip_nan: bool = False) -> DriverTrack:
     """The driver in params.npz files, one per frame. Raises InputError where one is not readable or of another width."""
-    params = [read_params_file(path) for path in paths]
-    for path, frame in zip(paths, params, strict=True):
-        if len(frame.expression) != len(params[0].expression):
-            raise InputError(f"{path}: 'exp_coeff' has {len(frame.expression)} values, {paths[0]} has {len(params[0].expression)}")
-    expressions, poses, scales = (torch.stack([getattr(frame, name) for frame in params]) for name in ("expression", "pose", "scale"))
-    return DriverTrack(expressions, poses, scales, tuple(map(str, paths)), f"{expressions.shape[1]} values of exp_coeff", own_scale=True)
+    gaps, params = Gaps(skip_nan), dict[int, FrameParams]()
+    for number, path in enumerate(paths):
+        with gaps.frame():
+            params[number] = read_params_file(path)
+    if not params:
+        raise InputError(f"{paths[0]}: neither this nor any other of {len(paths)} files is a frame that can be used: all hold NaN")
+    names, frames = [str(paths[number]) for number in params], list(params.values())
+    for name, frame in zip(names, frames, strict=True):
+        if len(frame.expression) != len(frames[0].expression):
+            raise InputError(f"{name}: 'exp_coeff' has {len(frame.expression)} values, {names[0]} has {len(frames[0].expression)}")
+    expressions, poses, scales = (torch.stack([getattr(frame, name) for frame in frames]) for name in ("expression", "pose", "scale"))
+    return DriverTrack(expressions, poses, scales, tuple(names), f"{expressions.shape[1]} values of exp_coeff", own_world=True, kept=tuple(params),
+                       left_out=len(paths) - len(params), notes=gaps.notes())
 
 
-def read_driver(path: Path, expression_count: int | None) -> DriverTrack:
+def read_driver(path: Path, expression_count: int | None, skip_nan: bool = False) -> DriverTrack:
     """A driver in whatever format is recognised, with as many coefficients as the avatar takes, if it has them; pictures are not needed."""
     if _is_params(path):
         return track_of([path])
     recognition = recognise(path)
     if recognition.reader.name == subject.FORMAT:
         files = sorted(path.glob("params/*/params.npz"), key=lambda file: by_number(file.parent.name))
-        track, notes = track_of(files), (f"{path}: recognised as {subject.FORMAT} ({recognition.why})",)
-        return DriverTrack(track.expressions, track.poses, track.scales, track.names, track.holds, True, notes)
-    sequence = read_tracking(path, ReadOptions(images=False))
+        track = track_of(files, skip_nan)
+        return dataclasses.replace(track, notes=(f"{path}: recognised as {subject.FORMAT} ({recognition.why})", *track.notes))
+    sequence = read_tracking(path, ReadOptions(images=False, skip_nan=skip_nan))
     instants = sequence.instants()
     rows, holds = zip(*(coefficients(frame.params, sequence.model, expression_count) for frame in instants), strict=True)
     heads = [_head(frame) for frame in instants]
@@ -63,7 +74,8 @@ def read_driver(path: Path, expression_count: int | None) -> DriverTrack:
     return DriverTrack(
         torch.stack(rows), torch.stack(poses) if len(poses) == len(instants) else None,
         None if not poses else torch.ones(len(instants), 1) if scale is None else torch.stack([frame.params.scale for frame in instants]),
-        tuple(frame.where for frame in instants), holds[0], own_scale=False, notes=notes)
+        tuple(frame.where for frame in instants), holds[0], own_world=False, units_per_metre=sequence.units_per_metre,
+        notes=notes)
 
 
 def _is_params(path: Path) -> bool:

@@ -1,25 +1,30 @@
 """Files that other files name: they must lie below a root, and be there."""
 
+import contextlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lib.datasets.arrays import read_bytes
-from lib.errors import InputError
+from lib.errors import InputError, NotFiniteError
+
+NAMED = 3  # frames that were left out and are named, before the rest is counted
 
 
 @dataclass(frozen=True)
 class ReadOptions:
     """How to read what was recognised. `root`: folder that nothing may lie outside of (None: that above the one read, which sets made of
     several sequences need). `images`: every picture must exist; else those that do are named. `image_offset`: number of the picture of
-    frame 0, where pictures and frames are counted apart (None: found out)."""
+    frame 0, where pictures and frames are counted apart (None: found out). `skip_nan`: frames that hold NaN are left out."""
 
     root: Path | None = None
     images: bool = True
     image_offset: int | None = None
+    skip_nan: bool = False
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,30 @@ class Look:
 
     found: bool
     what: str
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Frames that hold NaN: refused, or left out and told."""
+
+    skip: bool
+    told: dict[str, None] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def frame(self) -> Iterator[None]:
+        """Around what reads one frame. Raises NotFiniteError where it holds NaN and is not to be left out."""
+        try:
+            yield
+        except NotFiniteError as error:
+            if not self.skip:
+                raise
+            self.told[str(error).partition(";")[0]] = None
+
+    def notes(self) -> tuple[str, ...]:
+        """What was left out, if anything."""
+        named, count = list(self.told)[:NAMED], len(self.told)
+        more = f", and {count - NAMED} more" if count > NAMED else ""
+        return (f"left out {count} frame{'s' * (count > 1)}: {', '.join(named)}{more}",) if count else ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +75,8 @@ class FolderFiles:
 
     def inside(self, name: str, where: str) -> Path:
         """The path of a name such as `../other/images/00000_00.png`. Raises InputError where it leaves the root, by what is written."""
+        if not name.isprintable():
+            raise InputError(f"{where}: {name!r} has control characters; expected the name of a file")
         path = _normal(self.folder / name.replace("\\", "/"))
         if not _normal(path.absolute()).is_relative_to(_normal(self.root.absolute())):
             raise InputError(f"{where}: '{name}' lies outside of {self.root}; correct the path, or give a root that holds all parts of the set")

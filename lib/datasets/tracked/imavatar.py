@@ -16,7 +16,7 @@ import torch
 
 from lib.datasets.arrays import finite
 from lib.datasets.images import read_image
-from lib.datasets.tracked.files import FolderFiles, Look, ReadOptions, read_json
+from lib.datasets.tracked.files import FolderFiles, Gaps, Look, ReadOptions, read_json
 from lib.datasets.tracked.record import UPRIGHT, FaceModel, FaceParams, TrackedFrame, TrackedSequence
 from lib.errors import InputError
 from lib.geometry.camera import Camera
@@ -36,9 +36,10 @@ def look(path: Path) -> Look:
 def read(path: Path, options: ReadOptions) -> TrackedSequence:
     """All videos; they share the identity of the first where that is so on disk. Which are for training only a MonoGaussianAvatar .conf says."""
     found = _files(path)
-    folders = [FolderFiles(file.parent, options) for file in found]
-    frames = [frame for file, files in zip(found, folders, strict=True) for frame in _video(file, files)]
-    return TrackedSequence(FORMAT, path, MODEL, "root joint", tuple(frames), tuple(note for files in folders for note in files.notes))
+    folders, gaps = [FolderFiles(file.parent, options) for file in found], Gaps(options.skip_nan)
+    frames = [frame for file, files in zip(found, folders, strict=True) for frame in _video(file, files, gaps)]
+    notes = (*(note for files in folders for note in files.notes), *gaps.notes())
+    return TrackedSequence(FORMAT, path, MODEL, "root joint", tuple(frames), notes, units_per_metre=SCALE)
 
 
 def _files(path: Path) -> list[Path]:
@@ -47,7 +48,7 @@ def _files(path: Path) -> list[Path]:
     return [path / NAME] if (path / NAME).is_file() else sorted(path.glob(f"*/{NAME}"))
 
 
-def _video(file: Path, files: FolderFiles) -> list[TrackedFrame]:
+def _video(file: Path, files: FolderFiles, gaps: Gaps) -> list[TrackedFrame]:
     content: Any = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("frames"), list):
         raise InputError(f'{file}: expected {{"frames": [...], "shape_params": [...], "intrinsics": [fx, fy, cx, cy]}}')
@@ -69,11 +70,12 @@ def _video(file: Path, files: FolderFiles) -> list[TrackedFrame]:
         mask = files.picture(image.parent.parent / "mask" / image.name, where, "mask")
         if size is None and there is not None:
             size = tuple(read_image(there).shape[1:])
-        expression, pose, matrix = (torch.from_numpy(finite(f"{where}: '{key}'", values.get(key), shape)) for key, shape in (
-            ("expression", (None,)), ("pose", (15,)), ("world_mat", (3, 4))))
-        params = FaceParams(expression, identity, pose[:3], torch.zeros(3), torch.tensor([SCALE]), pose[3:6], pose[6:9], pose[9:15])
-        frames.append(TrackedFrame(image.stem, file.resolve().parent.name, int(image.stem) - 1 if image.stem.isdecimal() else row, params, where,
-                                   "0", None if size is None else _camera(matrix, lens, *size), there, mask))
+        with gaps.frame():
+            expression, pose, matrix = (torch.from_numpy(finite(f"{where}: '{key}'", values.get(key), shape)) for key, shape in (
+                ("expression", (None,)), ("pose", (15,)), ("world_mat", (3, 4))))
+            params = FaceParams(expression, identity, pose[:3], torch.zeros(3), torch.tensor([SCALE]), pose[3:6], pose[6:9], pose[9:15])
+            frames.append(TrackedFrame(image.stem, file.resolve().parent.name, int(image.stem) - 1 if image.stem.isdecimal() else row, params,
+                                       where, "0", None if size is None else _camera(matrix, lens, *size), there, mask))
     return frames
 
 

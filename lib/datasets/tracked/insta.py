@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lib.datasets.arrays import finite, read_bytes
-from lib.datasets.tracked.files import FolderFiles, Look, ReadOptions
+from lib.datasets.tracked.files import FolderFiles, Gaps, Look, ReadOptions
 from lib.datasets.tracked.record import FaceModel, FaceParams, TrackedFrame, TrackedSequence
 from lib.datasets.tracked.rotations import rotation_vectors
 from lib.datasets.tracked.transforms import look_for, read_entries
@@ -29,18 +29,20 @@ def look(path: Path) -> Look:
 def read(path: Path, options: ReadOptions) -> TrackedSequence:
     """One camera that moves around a head at rest."""
     folder = path.parent if path.is_file() else path
-    files = FolderFiles(folder, options)
-    frames = []
+    files, gaps = FolderFiles(folder, options), Gaps(options.skip_nan)
+    frames: list[TrackedFrame] = []
     for number, entry in enumerate(read_entries(path)):
         image = entry.picture_path(files)
         expression = files.inside(entry.text("exp_path"), f"{entry.where}: 'exp_path'")
         there = files.picture(image, entry.where)
-        frames.append(TrackedFrame(
-            name=image.stem, sequence=folder.resolve().name, timestep=int(image.stem) if image.stem.isdecimal() else number,
-            params=_params(expression), where=f"{entry.where} ({expression})", camera="0", view=entry.view(there), image=there, split=entry.split))
+        with gaps.frame():
+            frames.append(TrackedFrame(
+                name=image.stem, sequence=folder.resolve().name, timestep=int(image.stem) if image.stem.isdecimal() else number,
+                params=_params(expression), where=f"{entry.where} ({expression})", camera="0", view=entry.view(there), image=there,
+                split=entry.split))
     frames.sort(key=lambda frame: frame.timestep)
     notes = [] if frames and frames[0].params.jaw is not None else ["no flame/jaw: the mouth opens by expression coefficients only"]
-    return TrackedSequence(FORMAT, path, MODEL, "origin", tuple(frames), (*files.notes, *notes))
+    return TrackedSequence(FORMAT, path, MODEL, "origin", tuple(frames), (*files.notes, *gaps.notes(), *notes))
 
 
 def _params(expression: Path) -> FaceParams:

@@ -9,19 +9,18 @@
 Root and neck of FLAME stay as they are: the camera moves. Units are metres.
 """
 
-import codecs
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
 
 from lib.datasets.arrays import finite
-from lib.datasets.tracked.files import FolderFiles, Look, ReadOptions, numbered
+from lib.datasets.tracked.files import FolderFiles, Gaps, Look, ReadOptions, numbered
 from lib.datasets.tracked.record import FaceModel, FaceParams, TrackedFrame, TrackedSequence
 from lib.datasets.tracked.rotations import rotation_vectors
 from lib.errors import InputError
+from lib.face_models.pickles import NUMPY, StoredArray, StoredType, without_stand_ins
 from lib.geometry.camera import Camera
 
 FORMAT = "metrical-tracker (FlashAvatar, HyperGaussians)"
@@ -46,19 +45,20 @@ def read(path: Path, options: ReadOptions) -> TrackedSequence:
     subject = path if (path / "imgs").is_dir() else _pictures_of(folder)
     files = FolderFiles(subject or folder, options)
     offset, suffix = _offset(subject, list(found), options) if subject else (0, "")
-    frames = []
+    gaps, frames = Gaps(options.skip_nan), []
     for row, (number, file) in enumerate(found.items()):
         image, mask = (None if subject is None else files.picture(subject / kind / f"{number + offset:05d}{suffix}", str(file), what)
                        for kind, what in (("imgs", "image"), ("alpha", "mask")))
         split = None if len(found) <= TEST_FRAMES else "test" if row >= len(found) - TEST_FRAMES else "train" if row < TRAIN_LIMIT else None
-        params, view = read_frame(file)
-        frames.append(TrackedFrame(f"{number:05d}", (subject or folder.resolve().parent).name, number, params, str(file), "0", view,
-                                   image, mask, split=split))
+        with gaps.frame():
+            params, view = read_frame(file)
+            frames.append(TrackedFrame(f"{number:05d}", (subject or folder.resolve().parent).name, number, params, str(file), "0", view,
+                                       image, mask, split=split))
     none = f"no dataset/{folder.resolve().parent.name}/imgs beside it: no pictures"
     notes = [f"picture of frame n: n + {offset} ({suffix[1:]})" if subject else none]
     if len(found) <= TEST_FRAMES:
         notes.append(f"{len(found)} frames: FlashAvatar's division takes the last {TEST_FRAMES} for tests and needs more, so none is made")
-    return TrackedSequence(FORMAT, path, MODEL, "origin", tuple(frames), (*files.notes, *notes))
+    return TrackedSequence(FORMAT, path, MODEL, "origin", tuple(frames), (*files.notes, *gaps.notes(), *notes))
 
 
 def read_frame(path: Path) -> tuple[FaceParams, Camera]:
@@ -85,16 +85,11 @@ def read_frame(path: Path) -> tuple[FaceParams, Camera]:
 
 
 def _load(path: Path) -> Any:
-    """Pickles of numpy 1 and 2 name the function that makes an array differently; both mean the same one."""
-    rebuild, scalar = np._core.multiarray._reconstruct, np._core.multiarray.scalar  # type: ignore[attr-defined]
-    allowed = [
-        *((function, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core")
-          for function, name in ((rebuild, "_reconstruct"), (scalar, "scalar"))),
-        np.ndarray, np.dtype, codecs.encode, *{type(np.dtype(kind)) for kind in "fdeiIlLqQbBhH?"},
-    ]
+    """Arrays of numpy by the stand-ins of lib/face_models/pickles.py; all else by what torch allows."""
+    allowed = [StoredArray, StoredType, *((stand_in, f"{module}.{name}") for (module, name), stand_in in NUMPY.items())]
     try:
         with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return without_stand_ins(torch.load(path, map_location="cpu", weights_only=True))
     except UnpicklingError as error:
         reason = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), str(error).splitlines()[0])
         raise InputError(f"{path}: refused, as it holds more than arrays and plain values and might run code: {reason}") from error

@@ -93,10 +93,11 @@ class TrackedSequence:
     pivot: Pivot
     frames: tuple[TrackedFrame, ...]
     notes: tuple[str, ...] = ()
+    units_per_metre: float = 1.0  # of the world
 
     def __post_init__(self) -> None:
         if not self.frames:
-            raise InputError(f"{self.root}: {self.format}: holds no frame; expected at least one")
+            raise InputError(f"{self.root}: {self.format}: holds no frame that can be used; expected at least one")
         first = self.frames[0]
         for frame in self.frames:
             for name in ("expression", "identity", "rotation", "translation", "scale", "neck", "jaw", "eyes", "eyelids", "static_offset"):

@@ -20,11 +20,9 @@ def rotation_vectors(rows: Float[Tensor, "D"], name: str) -> Float[Tensor, "K"]:
     return roma.rotmat_to_rotvec(transposed.transpose(-1, -2)).float().reshape(-1)
 
 
-def matrix_vectors(matrices: Float[Tensor, "T 3 3"], name: str) -> Float[Tensor, "T 3"]:
-    """Rotation vectors of rotation matrices. Raises InputError, naming `name`, for matrices that are none."""
-    matrices = matrices.double()
-    wrong = (matrices @ matrices.transpose(-1, -2) - torch.eye(3, dtype=torch.float64)).abs().amax(dim=(-1, -2)) > 1e-3
-    wrong |= torch.linalg.det(matrices) < 0
-    if bool(wrong.any()):
-        raise InputError(f"{name}: frame {int(wrong.nonzero()[0])}: expected a rotation matrix, found one that is none")
-    return roma.rotmat_to_rotvec(matrices).float()
+def matrix_vector(matrix: Float[Tensor, "3 3"], name: str) -> Float[Tensor, "3"]:
+    """The rotation vector of a rotation matrix. Raises InputError, naming `name`, for a matrix that is none."""
+    matrix = matrix.double()
+    if float((matrix @ matrix.T - torch.eye(3, dtype=torch.float64)).abs().max()) > 1e-3 or float(torch.linalg.det(matrix)) < 0:
+        raise InputError(f"{name}: expected a rotation matrix, found one that is none")
+    return roma.rotmat_to_rotvec(matrix).float()

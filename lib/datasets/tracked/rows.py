@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lib.datasets.arrays import finite, parse_arrays, read_bytes
-from lib.datasets.tracked.files import Look, ReadOptions
+from lib.datasets.arrays import finite, parse_arrays, read_bytes, shaped
+from lib.datasets.tracked.files import Gaps, Look, ReadOptions
 from lib.datasets.tracked.record import FaceModel, FaceParams, TrackedFrame, TrackedSequence
 from lib.errors import InputError
 
@@ -23,12 +23,15 @@ def look(path: Path) -> Look:
 
 def read(path: Path, options: ReadOptions) -> TrackedSequence:
     """One record per row."""
-    values = finite(str(path), _csv(path) if path.suffix == ".csv" else _numpy(path), None)
+    values = shaped(str(path), _csv(path) if path.suffix == ".csv" else _numpy(path), None)
     if values.ndim != 2:
         raise InputError(f"{path}: expected rows of expression coefficients, shape (frames, coefficients), found {values.shape}")
-    frames = tuple(TrackedFrame(f"{row:05d}", path.stem, row, FaceParams(torch.from_numpy(value)), f"{path}: row {row}")
-                   for row, value in enumerate(values))
-    return TrackedSequence(FORMAT, path, FaceModel(None), "origin", frames)
+    gaps, frames = Gaps(options.skip_nan), []
+    for row, value in enumerate(values):
+        with gaps.frame():
+            where = f"{path}: row {row}"
+            frames.append(TrackedFrame(f"{row:05d}", path.stem, row, FaceParams(torch.from_numpy(finite(where, value, None))), where))
+    return TrackedSequence(FORMAT, path, FaceModel(None), "origin", tuple(frames), gaps.notes())
 
 
 def _numpy(path: Path) -> NDArray:

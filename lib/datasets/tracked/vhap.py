@@ -6,6 +6,7 @@
     <output>/tracked_flame_params_<epoch>.npz    the same over all timesteps, rows instead of 1; the largest epoch counts
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lib.datasets.arrays import numbers, parse_arrays, read_bytes
-from lib.datasets.tracked.files import FolderFiles, Look, ReadOptions, numbered
+from lib.datasets.arrays import finite, numbers, parse_arrays, read_bytes, rows
+from lib.datasets.tracked.files import FolderFiles, Gaps, Look, ReadOptions, numbered
 from lib.datasets.tracked.record import FaceModel, FaceParams, TrackedFrame, TrackedSequence
 from lib.datasets.tracked.transforms import look_for, read_entries
 from lib.errors import InputError
@@ -23,7 +24,24 @@ EXPORT, TRACKER = "VHAP export (GaussianAvatars input)", "VHAP tracker output"
 MODEL = FaceModel("FLAME", "2023")
 MODEL_NOTE = "the edition of FLAME is not in the files: 2023, which VHAP takes unless told otherwise"
 ROTATIONS = {"rotation": 3, "translation": 3, "neck_pose": 3, "jaw_pose": 3, "eyes_pose": 6}
-FIELDS = {"rotation": "rotation", "translation": "translation", "neck_pose": "neck", "jaw_pose": "jaw", "eyes_pose": "eyes"}
+FIELDS = {"expr": "expression", "rotation": "rotation", "translation": "translation", "neck_pose": "neck", "jaw_pose": "jaw", "eyes_pose": "eyes"}
+
+
+@dataclass(frozen=True)
+class FlameRows:
+    """FLAME parameters over time, as a file has them: `moving` holds a row per timestep under each key, not yet looked at for NaN."""
+
+    identity: torch.Tensor
+    static_offset: torch.Tensor | None
+    moving: dict[str, NDArray[np.float32]]
+
+    def __len__(self) -> int:
+        return len(self.moving["expr"])
+
+    def params(self, row: int, where: str) -> FaceParams:
+        """Of one timestep. Raises NotFiniteError, naming `where` and the key, for NaN."""
+        values = {FIELDS[key]: torch.from_numpy(finite(f"{where}: '{key}'", rows[row], None)) for key, rows in self.moving.items()}
+        return FaceParams(identity=self.identity, static_offset=self.static_offset, **values)
 
 
 class FlameFiles:
@@ -31,21 +49,25 @@ class FlameFiles:
 
     def __init__(self) -> None:
         self._shared: dict[bytes, torch.Tensor] = {}
-        self._read: dict[Path, list[FaceParams]] = {}
+        self._single: dict[Path, FaceParams] = {}
         self.has_dynamic_offset = False
 
-    def rows(self, path: Path) -> list[FaceParams]:
-        """One entry per timestep in the file. Raises InputError naming the key that is missing, NaN or of another length."""
-        if path not in self._read:
-            archive = parse_arrays(path, read_bytes(path))
-            expression = numbers(path, archive, (None, None), "expr")
-            self.has_dynamic_offset |= bool(np.any(archive.get("dynamic_offset", 0)))
-            shared = {"identity": self._once(numbers(path, archive, None, "shape").reshape(-1)), "static_offset": self._offset(path, archive)}
-            moving = {FIELDS[key]: _rows(path, archive, key, len(expression)) for key in ROTATIONS}
-            self._read[path] = [
-                FaceParams(torch.from_numpy(expression[row]), **shared, **{name: torch.from_numpy(values[row]) for name, values in moving.items()})
-                for row in range(len(expression))]
-        return self._read[path]
+    def rows(self, path: Path) -> FlameRows:
+        """All timesteps. Raises InputError naming the key that is missing or of another length."""
+        archive = parse_arrays(path, read_bytes(path))
+        expression = rows(path, archive, (None, None), "expr")
+        self.has_dynamic_offset |= bool(np.any(archive.get("dynamic_offset", 0)))
+        moving = {"expr": expression} | {key: _rows(path, archive, key, len(expression)) for key in ROTATIONS}
+        return FlameRows(self._once(numbers(path, archive, None, "shape").reshape(-1)), self._offset(path, archive), moving)
+
+    def single(self, path: Path) -> FaceParams:
+        """The one timestep of a file, which all cameras share. Raises InputError where there are more, NotFiniteError for NaN."""
+        if path not in self._single:
+            found = self.rows(path)
+            if len(found) != 1:
+                raise InputError(f"{path}: expected the parameters of one timestep, found {len(found)}")
+            self._single[path] = found.params(0, str(path))
+        return self._single[path]
 
     def _offset(self, path: Path, archive: dict[str, NDArray]) -> torch.Tensor | None:
         return self._once(numbers(path, archive, (1, None, 3), "static_offset")[0]) if "static_offset" in archive else None
@@ -55,7 +77,7 @@ class FlameFiles:
 
 
 def _rows(path: Path, archive: dict[str, NDArray], key: str, count: int) -> NDArray[np.float32]:
-    values = numbers(path, archive, (None, ROTATIONS[key]), key)
+    values = rows(path, archive, (None, ROTATIONS[key]), key)
     if len(values) != count:
         raise InputError(f"{path}: '{key}' has {len(values)} timesteps, 'expr' has {count}; track this sequence again")
     return values
@@ -69,24 +91,22 @@ def look_export(path: Path) -> Look:
 def read_export(path: Path, options: ReadOptions) -> TrackedSequence:
     """A set of one sequence or a combined one, in the order of its timesteps."""
     folder = path.parent if path.is_file() else path
-    files, flame = FolderFiles(folder, options), FlameFiles()
+    files, flame, gaps = FolderFiles(folder, options), FlameFiles(), Gaps(options.skip_nan)
     frames = []
     for entry in read_entries(path):
         image = entry.picture_path(files)
         source = files.inside(entry.text("flame_param_path"), f"{entry.where}: 'flame_param_path'")
         mask = files.inside(entry.text("fg_mask_path"), f"{entry.where}: 'fg_mask_path'") if "fg_mask_path" in entry.values else None
-        params = flame.rows(source)
-        if len(params) != 1:
-            raise InputError(f"{source}: expected the parameters of one timestep, found {len(params)}")
         there = files.picture(image, entry.where)
-        frames.append(TrackedFrame(
-            name=entry.text("timestep_id") if "timestep_id" in entry.values else source.stem,
-            sequence=entry.text("sequence") if "sequence" in entry.values else source.parent.parent.resolve().name,
-            timestep=round(entry.number("timestep_index")), params=params[0],
-            where=f"{entry.where} ({source})", camera=entry.text("camera_id" if "camera_id" in entry.values else "camera_index"),
-            view=entry.view(there), image=there, mask=None if mask is None else files.picture(mask, entry.where, "mask"), split=entry.split))
+        with gaps.frame():
+            frames.append(TrackedFrame(
+                name=entry.text("timestep_id") if "timestep_id" in entry.values else source.stem,
+                sequence=entry.text("sequence") if "sequence" in entry.values else source.parent.parent.resolve().name,
+                timestep=round(entry.number("timestep_index")), params=flame.single(source),
+                where=f"{entry.where} ({source})", camera=entry.text("camera_id" if "camera_id" in entry.values else "camera_index"),
+                view=entry.view(there), image=there, mask=None if mask is None else files.picture(mask, entry.where, "mask"), split=entry.split))
     frames.sort(key=lambda frame: frame.timestep)  # stable: cameras keep their order
-    notes = (MODEL_NOTE, *files.notes, *(["dynamic_offset is not read"] if flame.has_dynamic_offset else []))
+    notes = (MODEL_NOTE, *files.notes, *gaps.notes(), *(["dynamic_offset is not read"] if flame.has_dynamic_offset else []))
     return TrackedSequence(EXPORT, path, MODEL, "root joint", tuple(frames), notes)
 
 
@@ -102,10 +122,13 @@ def look_tracker(path: Path) -> Look:
 def read_tracker(path: Path, options: ReadOptions) -> TrackedSequence:
     """One record per timestep, without cameras: VHAP's are in its export."""
     file = path if path.is_file() else numbered(path, r"tracked_flame_params_(\d+)\.npz").popitem()[1]
-    names = _timestep_names(file, len(rows := FlameFiles().rows(file)))
-    frames = tuple(TrackedFrame(name, file.resolve().parent.name, row, params, f"{file}: timestep {name}")
-                   for row, (name, params) in enumerate(zip(names, rows, strict=True)))
-    return TrackedSequence(TRACKER, file, MODEL, "root joint", frames, (MODEL_NOTE, "cameras and pictures are in VHAP's export, not here"))
+    found, gaps, frames = FlameFiles().rows(file), Gaps(options.skip_nan), []
+    for row, name in enumerate(_timestep_names(file, len(found))):
+        with gaps.frame():
+            where = f"{file}: timestep {name}"
+            frames.append(TrackedFrame(name, file.resolve().parent.name, row, found.params(row, where), where))
+    notes = (MODEL_NOTE, "cameras and pictures are in VHAP's export, not here", *gaps.notes())
+    return TrackedSequence(TRACKER, file, MODEL, "root joint", tuple(frames), notes)
 
 
 def _timestep_names(path: Path, count: int) -> list[str]:

@@ -276,7 +276,7 @@ def test_a_benchmark_video_shorter_than_its_tracking_is_refused(tmp_path, show):
     np.savez(file, **dict(np.load(file)) | {"frames": np.arange(show.frames) + 1})
     assert f"row {show.frames - 1} belongs to picture {show.frames}" in refusal(path)
     np.savez(file, **dict(np.load(file)) | {"rotation_matrices": np.zeros((show.frames, 3, 3))})
-    assert "'rotation_matrices': frame 0" in refusal(path)
+    assert "row 0: 'rotation_matrices': expected a rotation" in refusal(path)
 
 
 @pytest.mark.parametrize(("key", "value", "told"), [

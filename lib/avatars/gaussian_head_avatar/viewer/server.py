@@ -10,15 +10,17 @@ import dataclasses
 import hmac
 import http
 import io
+import ipaddress
+import re
 import secrets
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from lib.errors import InputError
 
+_PORT = re.compile(r":[0-9]*$")  # at the end of a Host
 MESSAGE_MOST = 1 << 20  # bytes of a message from a browser; those of the page are far below
 
 
@@ -31,7 +33,7 @@ class Address:
     token: str
 
     def __str__(self) -> str:
-        name = socket.getfqdn() if self.host in ("0.0.0.0", "::") else self.host
+        name = socket.getfqdn() if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104 (compared, not bound)
         return f"http://{f'[{name}]' if ':' in name else name}:{self.port}/{self.token}/"
 
 
@@ -52,7 +54,7 @@ def start_server(host: str, port: int, label: str) -> tuple[Any, Address]:
 
     listening = _listen(host, port)
     address = Address(host, listening.getsockname()[1], secrets.token_urlsafe(16))
-    with _replaced(websockets.asyncio.server, listening, address.token) as used, contextlib.redirect_stdout(io.StringIO()):  # another address
+    with _replaced(websockets.asyncio.server, listening, address) as used, contextlib.redirect_stdout(io.StringIO()):  # another address
         server = Server(host=host, port=address.port, label=label, verbose=False)
     if not used:
         server.stop()
@@ -69,13 +71,14 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _replaced(module: Any, listening: socket.socket, token: str) -> Iterator[list[bool]]:
+def _replaced(module: Any, listening: socket.socket, address: Address) -> Iterator[list[bool]]:
     """While it lasts, `module.serve` guards the socket it is called for; the list is no longer empty then."""
     serve, used = module.serve, list[bool]()
 
     def guarded(handler: Any, host: str, port: int, **options: Any) -> Any:
         used.append(True)
-        options |= {"max_size": MESSAGE_MOST, "process_request": _admitting(options["process_request"], token)}
+        only_here = _is_loopback(listening.getsockname()[0])
+        options |= {"max_size": MESSAGE_MOST, "process_request": _admitting(options["process_request"], address, only_here)}
         return serve(handler, sock=listening, **options)
 
     module.serve = guarded
@@ -85,16 +88,27 @@ def _replaced(module: Any, listening: socket.socket, token: str) -> Iterator[lis
         module.serve = serve
 
 
-def _admitting(pages: Callable[[Any, Any], Any], token: str) -> Callable[[Any, Any], Any]:
-    """What `pages` answers, to requests under /<token> that come from nobody else's page."""
+def _admitting(pages: Callable[[Any, Any], Any], address: Address, only_here: bool) -> Callable[[Any, Any], Any]:
+    """What `pages` answers, to requests under /<token> that come from nobody else's page; `only_here`: and that know the viewer by a name of this
+    machine, as a page whose own name was made to lead here does not."""
 
     def answer(connection: Any, request: Any) -> Any:
         _, given, *rest = request.path.partition("?")[0].split("/")
-        if not hmac.compare_digest(given.encode(), token.encode()):
+        if not hmac.compare_digest(given.encode(errors="surrogateescape"), address.token.encode()):
             return connection.respond(http.HTTPStatus.FORBIDDEN, "Open the whole address that viewer.py printed: its last part is a secret.\n")
-        origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("Host"):
+        hosts, origins = request.headers.get_all("Host"), request.headers.get_all("Origin")
+        name = _PORT.sub("", hosts[0]).strip("[]") if len(hosts) == 1 else ""
+        if not name or (only_here and name != address.host and not _is_loopback(name)):
+            return connection.respond(http.HTTPStatus.FORBIDDEN, "The viewer is at 127.0.0.1 or localhost, under no other name.\n")
+        if any(origin not in (f"http://{hosts[0]}", f"https://{hosts[0]}") for origin in origins):
             return connection.respond(http.HTTPStatus.FORBIDDEN, "This page of another origin may not talk to the viewer.\n")
         return pages(connection, dataclasses.replace(request, path="/" + "/".join(rest)))
 
     return answer
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return address.lower() == "localhost" or ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
