@@ -98,9 +98,12 @@ class SubjectWriter:
 
     def is_complete(self) -> bool:
         """True where the subject is there already. Raises InputError, naming the option, where it or what was begun of it is something else."""
-        for folder, what in ((self.output, "exists"), (self.partial, "was begun")):
-            if folder.exists():
-                self._require_same(CaptureFolder(folder).frames_path(), what)
+        if self.output.exists():
+            self._require_same(CaptureFolder(self.output).frames_path(), "exists")
+        index = self.folder.frames_path()
+        # A process may have been killed before it had said what the folder is to become.
+        if self.partial.is_dir() and any(path.name != f"{index.name}.partial" for path in self.partial.iterdir()):
+            self._require_same(index, "was begun")
         return self.output.exists()
 
     def _require_same(self, index: Path, what: str) -> None:
