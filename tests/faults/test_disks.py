@@ -13,7 +13,7 @@ from tests.faults.disks import Denied, Failing, FullDisk, ReadOnly
 from tests.faults.workshop import EXPORTS, TRAININGS, Workshop, leftovers
 
 WRITERS = (*TRAININGS, "video", *EXPORTS, "evaluation", "extraction", "mattes", "landmarks", "3DMM", "YAML files", "demo subject")
-FEW = ("meshhead", "video", "export obj", "export published", "evaluation", "extraction", "mattes", "landmarks", "demo subject")
+FEW = ("meshhead", "video", "export obj", "export published", "extraction", "mattes", "landmarks", "demo subject")
 PAGE = 4096
 MIDWAY = {errno.ENOSPC: "disk full midway", errno.EROFS: "disk read-only midway", errno.EACCES: "permission lost midway",
           errno.EIO: "disk broken midway"}
@@ -59,7 +59,8 @@ def test_a_disk_that_fails_midway(workshop: Workshop, ledger, long, tmp_path, na
     changes, chance = workshop.reference(name).changes, random.Random(name)
     for number in range(4 if long else 1):
         code = chance.choice(list(MIDWAY))
-        trial(workshop, ledger, name, tmp_path / str(number), Failing(chance.randint(1, changes), code), MIDWAY[code], (os.strerror(code),), midway=True)
+        fault = Failing(chance.randint(1, changes), code)
+        trial(workshop, ledger, name, tmp_path / str(number), fault, MIDWAY[code], (os.strerror(code),), midway=True)
 
 
 @pytest.mark.cases(WRITERS, ("meshhead", "export obj", "mattes"))

@@ -23,6 +23,7 @@ KILLS = [
     *((name, moments, 30, 2) for name in TRAININGS for moments in ("training", "saving")),
     ("extraction", "extraction", 40, 4), ("video", "video writing", 30, 3), *((name, "export", 7, 1) for name in EXPORTS),
 ]
+REPORTING = 16  # last changes of a fit, when its files are replaced
 HALVES = 0.3  # of the kills leave half a file, surely
 LATEST_MOMENT_S = 0.02  # after a file was opened or renamed
 
@@ -171,18 +172,18 @@ def test_a_folder_is_never_replaced_by_halves(workshop: Workshop, tmp_path):
     assert died >= 4 and files(root) == {f"subject/{file}": data for file, data in whole["new"].items()}
 
 
-def test_killed_while_replacing_a_fit_a_mixture_is_told(workshop: Workshop, ledger, long, tmp_path):
-    reference, chance = workshop.reference("3DMM"), random.Random(0)
+@pytest.mark.cases(["3DMM"], [])
+def test_killed_while_replacing_a_fit_a_mixture_is_told(workshop: Workshop, ledger, tmp_path, name):
+    reference, chance = workshop.reference(name), random.Random(0)
     made = files(workshop.root / "reference 3DMM" / "subject" / "params")
     mixtures = 0
-    for number in range(8 if long else 1):
-        command = workshop.place("3DMM", tmp_path / str(number))
+    for number in range(8):
+        command = workshop.place(name, tmp_path / str(number))
         folder = CaptureFolder(command.place / "subject")
         old = {name: b"old" for name in made if name != "fit.json"}
         for name, data in old.items():
             write_whole(folder.root / "params" / name, data)
-        # The last changes are one for each of these files, and some of the reports.
-        victim = Victim(command, reference.changes - chance.randint(len(old) // 2, len(old)), "stop")
+        victim = Victim(command, reference.changes - REPORTING - chance.randint(0, len(old)), "stop")
         assert victim.wait_for_event() and victim.kill()
         there = {name: data for name, data in files(folder.root / "params").items() if name in old}
         try:
