@@ -6,7 +6,6 @@
 """
 
 import glob
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from lib.datasets.arrays import parse_arrays, read_bytes, read_json
 from lib.datasets.layout import by_number
 from lib.errors import InputError
 from lib.geometry.camera import Camera
@@ -152,13 +152,13 @@ def _listed(names: list[str]) -> str:
 
 def _read_calibration(path: Path) -> dict[str, Camera]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         poses = {str(camera): np.array(pose, dtype=np.float64) for camera, pose in data["world_2_cam"].items()}
         shared = data["intrinsics"]
         intrinsics = {camera: np.array(shared[camera] if isinstance(shared, dict) else shared, dtype=np.float64) for camera in poses}
         # Without a size, the matrix is one of the full pictures of the rig.
         width, height = int(data.get("width", RAW_WIDTH)), int(data.get("height", RAW_HEIGHT))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f'{path}: expected {{"world_2_cam": {{serial: 4x4}}, "intrinsics": 3x3}}, found something else '
                          f"({type(error).__name__}: {error})") from error
     if not poses:
@@ -179,10 +179,10 @@ def _camera(path: Path, name: str, pose: Float[NDArray, "4 4"], intrinsics: Floa
 
 def _read_affine(path: Path) -> AffineColor:
     try:
-        stored = np.load(path, allow_pickle=False).astype(np.float64)
+        stored = parse_arrays(path, read_bytes(path))[""].astype(np.float64)
         if stored.shape[0] < 3 or stored.shape[1] != 4 or not np.isfinite(stored).all():
             raise ValueError(f"an array of shape {stored.shape}")
-    except (OSError, ValueError, IndexError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise InputError(f"{path}: expected an affine colour correction of shape (4, 4), found something else ({error}); "
                          "without these files give --color none") from error
     return AffineColor(stored[:3, :3], stored[:3, 3])
@@ -190,8 +190,8 @@ def _read_affine(path: Path) -> AffineColor:
 
 def _read_cheung(path: Path, cameras: list[str]) -> dict[str, ColorCorrection]:
     try:
-        stored = {str(camera): np.array(matrix, dtype=np.float64) for camera, matrix in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        stored = {str(camera): np.array(matrix, dtype=np.float64) for camera, matrix in read_json(path).items()}
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: expected {{serial: matrix}} ({error}); without this file give --color none") from error
     colors: dict[str, ColorCorrection] = {}
     for camera in cameras:

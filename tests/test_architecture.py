@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
-    "errors", "files", "kernels", "tensors", "config", "geometry", "face_models", "networks", "gaussians", "datasets", "render", "losses", "metrics",
+    "errors", "files", "archives", "kernels", "tensors", "config", "geometry", "face_models", "networks", "gaussians", "datasets", "render", "losses", "metrics",
     "training", "evaluation", "avatars",
 ]
 FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "helpers", "helper"}

@@ -1,14 +1,13 @@
 """Numbers in npz, npy and JSON files: arrays that are complete, finite and of the expected shape, or an error that names them."""
 
-import io
-import zipfile
-import zlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lib.archives import Damaged, arrays_in
 from lib.errors import InputError
 
 
@@ -25,14 +24,17 @@ def read_bytes(path: Path, missing: str = "correct the path or copy the file the
 def parse_arrays(path: Path, data: bytes) -> dict[str, NDArray]:
     """Arrays of an npz by name, of an npy under the name ''. Never unpickles. Raises InputError for anything else."""
     try:
-        loaded = np.load(io.BytesIO(data), allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    # RuntimeError: a flipped bit can claim encryption or an unknown compression.
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        return arrays_in(data)
+    except Damaged as error:
         raise InputError(f"{path}: cannot be read as a numpy file ({error}); write it again") from error
+
+
+def read_json(path: Path, missing: str = "correct the path or copy the file there") -> Any:
+    """The content of a JSON file; NaN is left to who looks at numbers. Raises InputError for anything else."""
+    try:
+        return json.loads(read_bytes(path, missing).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not a complete JSON file ({error}); write it again") from error
 
 
 def numbers(path: Path, archive: dict[str, NDArray], shape: tuple[int | None, ...] | None, key: str = "") -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib.datasets.arrays import read_json
 from lib.errors import InputError
 from lib.evaluation.protocol import Protocol
 from lib.files import write_whole
@@ -135,13 +136,11 @@ def read_result(folder: Path) -> Result:
     """Raises InputError where there is no result, or one that does not say by which protocol it was measured."""
     path = folder / METRICS if folder.is_dir() else folder
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, "expected a result folder that evaluate.py wrote, e.g. results/<name>")
         stored = content.get("protocol")
         means = {split: {name: value for name, value in content[split].items() if value is None or isinstance(value, int | float)}
                  for split in (stored or {}).get("splits", ())}
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; expected a result folder that evaluate.py wrote, e.g. results/<name>") from error
-    except (OSError, ValueError, LookupError, AttributeError) as error:
+    except (LookupError, AttributeError, TypeError) as error:
         raise InputError(f"{path}: cannot be read as a result of evaluate.py ({type(error).__name__}: {error}); measure again") from error
     if stored is None:
         raise InputError(f"{path}: does not say by which protocol it was measured (older than protocol ids); run evaluate.py again")

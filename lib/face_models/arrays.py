@@ -11,6 +11,9 @@ from lib.errors import InputError
 from lib.face_models.contract import FaceModel, vertex_landmarks
 
 
+LARGEST = 1e30  # of any number in a face model: sums and products of it are finite in float32
+
+
 def array(path: Path, content: dict[str, Any], key: str, width: int | None = None) -> NDArray:
     """A numeric array of a file; with `width`, at least that many entries of the last dimension, of which the first are taken.
 
@@ -18,8 +21,11 @@ def array(path: Path, content: dict[str, Any], key: str, width: int | None = Non
     """
     if key not in content:
         raise InputError(f"{path}: '{key}' is missing; found {', '.join(sorted(content))}. Is it another version of the model?")
-    value = np.asarray(content[key])
-    if value.dtype.kind not in "fiu" or value.size == 0 or not np.isfinite(value).all():
+    try:
+        value = np.asarray(content[key])
+    except ValueError as error:
+        raise InputError(f"{path}: '{key}': expected rows of equal length ({error})") from error
+    if value.dtype.kind not in "fiu" or value.size == 0 or not (np.abs(value) < LARGEST).all():
         raise InputError(f"{path}: '{key}': expected finite numbers, found {value.dtype} of shape {value.shape}")
     if width is None:
         return value

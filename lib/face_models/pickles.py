@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lib.errors import InputError
 
+MOST_VALUES = 1 << 24  # of a sparse matrix, which is made dense: those of FLAME have 25,000, those of SMPL-X 600,000
 _OBJECT_ARRAY = np.dtype(object)
 
 
@@ -57,15 +58,34 @@ def _encoded(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_NUMPY = np.array(0.0).__reduce__()[0]  # numpy's own function that makes an empty array
+class _ArrayClass:
+    """Stands for numpy.ndarray, which pickles name and never call: a call would make an array of any size with whatever is in the memory."""
+
+    def __init__(self, *arguments: object) -> None:
+        raise pickle.UnpicklingError("it makes an array otherwise than numpy writes them")
+
+
+def _empty_array(kind: object, shape: object, letter: object) -> NDArray:
+    """numpy's _reconstruct: an array without content, which its state then gives."""
+    if kind is not _ArrayClass or shape != (0,):
+        raise pickle.UnpicklingError(f"it makes an array otherwise than numpy writes them (shape {shape})")
+    return np.ndarray((0,), np.int8)
+
+
+def _scalar(kind: np.dtype, content: object = None) -> object:
+    if kind.hasobject or not isinstance(content, bytes | str) or len(content) != kind.itemsize:
+        raise pickle.UnpicklingError(f"it has a number of type {kind} whose bytes are not all there")
+    return _SCALAR(kind, content)
+
+
 _SCALAR = np.float64(0.0).__reduce__()[0]
 _KNOWN: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype, ("collections", "OrderedDict"): OrderedDict, ("_codecs", "encode"): _encoded,
+    ("numpy", "ndarray"): _ArrayClass, ("numpy", "dtype"): np.dtype, ("collections", "OrderedDict"): OrderedDict, ("_codecs", "encode"): _encoded,
     ("chumpy.ch", "Ch"): _Chumpy, ("chumpy", "Ch"): _Chumpy,
     ("__builtin__", "object"): object, ("builtins", "object"): object,
 }
-_KNOWN |= {(module, "_reconstruct"): _NUMPY for module in ("numpy.core.multiarray", "numpy._core.multiarray")}
-_KNOWN |= {(module, "scalar"): _SCALAR for module in ("numpy.core.multiarray", "numpy._core.multiarray")}
+_KNOWN |= {(module, "_reconstruct"): _empty_array for module in ("numpy.core.multiarray", "numpy._core.multiarray")}
+_KNOWN |= {(module, "scalar"): _scalar for module in ("numpy.core.multiarray", "numpy._core.multiarray")}
 _KNOWN |= {(module, "_reconstructor"): _rebuilt for module in ("copy_reg", "copyreg")}
 _KNOWN |= {(f"scipy.sparse.{module}", f"{kind}_matrix"): stand_in
            for kind, stand_in in (("csc", _Csc), ("csr", _Csr)) for module in (kind, f"_{kind}")}
@@ -96,14 +116,14 @@ def read_pickle(path: Path) -> dict[str, Any]:
         value = _Reader(file, encoding="latin1").load()
         if isinstance(value, np.ndarray) and value.dtype == _OBJECT_ARRAY and value.size == 1:
             value = value.item()
+        if isinstance(value, dict):
+            return {str(key): _dense(item) for key, item in value.items()}
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     # A broken or hostile pickle can make its reader raise nearly anything.
     except Exception as error:
         raise InputError(f"{path}: refused: {error}. Expected a pickled dictionary of arrays; is it the file of the model's own site?") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a pickled dictionary of arrays, found a {type(value).__name__}")
-    return {str(key): _dense(item) for key, item in value.items()}
+    raise InputError(f"{path}: expected a pickled dictionary of arrays, found a {type(value).__name__}")
 
 
 def _dense(value: Any) -> Any:
@@ -117,6 +137,8 @@ def _dense(value: Any) -> Any:
 def _sparse(state: dict[str, Any], by_column: bool) -> NDArray:
     rows, columns = state.get("_shape", state.get("shape"))
     lines = columns if by_column else rows
+    if int(rows) * int(columns) > MOST_VALUES:
+        raise pickle.UnpicklingError(f"a sparse matrix of {rows} rows and {columns} columns")
     matrix = np.zeros((int(rows), int(columns)), dtype=np.float64)
     counts = np.diff(np.asarray(state["indptr"]))
     line = np.repeat(np.arange(lines), counts)

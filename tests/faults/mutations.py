@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -208,7 +209,9 @@ def zipped(members: list[tuple[str, bytes]], compression: int = zipfile.ZIP_STOR
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:
         for name, content in members:
-            archive.writestr(zipfile.ZipInfo(name), content, compress_type=compression)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a name that is there already
+                archive.writestr(zipfile.ZipInfo(name), content, compress_type=compression)
     return file.getvalue()
 
 

@@ -1,7 +1,5 @@
 """Stage 1: a neutral surface on a tetrahedral grid with expression- and pose-conditioned colour and motion."""
 
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from tqdm import tqdm
 
 from lib.avatars.gaussian_head_avatar.control import control
 from lib.config import Config
+from lib.datasets.arrays import parse_arrays, read_bytes
 from lib.datasets.batches import HeadBatch
 from lib.errors import InputError
 from lib.geometry.head_pose import HeadPose
@@ -258,9 +257,9 @@ def tetrahedral_grid(config: MeshHeadConfig) -> TetGrid:
         return body_centred_grid(config.model_bbox, config.grid_cells)
     path = config.grid_file
     try:
-        with np.load(path, allow_pickle=False) as data:
-            vertices, tets = torch.from_numpy(data["tet_verts"]).float(), torch.from_numpy(data["tets"].astype(np.int64))
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        arrays = parse_arrays(path, read_bytes(path))
+        vertices, tets = torch.from_numpy(arrays["tet_verts"]).float(), torch.from_numpy(arrays["tets"].astype(np.int64))
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"meshheadmodule.grid_file: {path}: expected an npz with tet_verts (N,3) and tets (T,4) ({error}); "
                          "leave the key out to have a grid generated") from error
     fits = vertices.ndim == 2 and vertices.shape[1] == 3 and tets.ndim == 2 and tets.shape[1] == 4 and len(tets) > 0

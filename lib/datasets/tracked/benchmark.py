@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lib.datasets.arrays import finite, numbers, parse_arrays, read_bytes
-from lib.datasets.tracked.files import FolderFiles, Look, ReadOptions, read_json
+from lib.datasets.arrays import finite, numbers, parse_arrays, read_bytes, read_json
+from lib.datasets.tracked.files import FolderFiles, Look, ReadOptions
 from lib.datasets.tracked.record import FaceModel, FaceParams, TrackedFrame, TrackedSequence
 from lib.datasets.tracked.rotations import matrix_vectors
 from lib.errors import InputError

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lib.archives import check_zip
 from lib.datasets.arrays import finite
 from lib.datasets.tracked.files import FolderFiles, Look, ReadOptions, numbered
 from lib.datasets.tracked.record import FaceModel, FaceParams, TrackedFrame, TrackedSequence
@@ -93,6 +94,7 @@ def _load(path: Path) -> Any:
         np.ndarray, np.dtype, codecs.encode, *{type(np.dtype(kind)) for kind in "fdeiIlLqQbBhH?"},
     ]
     try:
+        check_zip(path)
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
