@@ -33,9 +33,9 @@ def arrays_in(data: bytes) -> dict[str, NDArray]:
             unpacked = sum(entry.file_size for entry in entries)
             if unpacked > MOST_UNPACKED + len(data):
                 raise Damaged(f"it claims to unpack to {unpacked} bytes, more than arrays of this size can")
-            # Exactly what is declared: more, if there is more, is not even unpacked.
-            return {entry.filename.removesuffix(".npy"): _array(archive.open(entry).read(entry.file_size))
-                    for entry in entries if entry.filename.endswith(".npy")}
+            # Exactly what is declared: more, if there is more, is not even unpacked. Others too: reading them shows whether their name is right.
+            contents = {entry.filename: archive.open(entry).read(entry.file_size) for entry in entries}
+            return {name.removesuffix(".npy"): _array(content) for name, content in contents.items() if name.endswith(".npy")}
     except Damaged:
         raise
     except Exception as error:  # a flipped bit can claim encryption, an unknown compression, a header that is no Python: nearly anything is raised

@@ -45,11 +45,16 @@ def read_existing(source: Path, folder: CaptureFolder, pictures: list[Picture], 
     published = source / "landmarks" if (source / "landmarks").is_dir() else source
     if any(published.glob("*/lmk_*.npy")):
         return _read_published(CaptureFolder(published.parent), published, pictures, original)
-    for place in (source, source / "landmark2d", *(source / "landmark2d" / name for name in VHAP_DETECTORS)):
+    for place in _vhap_places(source):
         if any(_holds_landmarks(path) for path in place.glob("*.npz")):
             return _read_vhap(place, folder, pictures, original)
+    others = [str(path) for place in _vhap_places(source) for path in sorted(place.glob("*.npz"))]
     raise InputError(f"--from: {source}: expected landmarks/<frame>/lmk_<camera>.npy or VHAP's landmark2d/{{face-alignment,STAR}}/<camera>.npz; "
-                     "found neither")
+                     f"found {f'{others[0]} without face_landmark_2d' if others else 'neither'}")
+
+
+def _vhap_places(source: Path) -> tuple[Path, ...]:
+    return source, source / "landmark2d", *(source / "landmark2d" / name for name in VHAP_DETECTORS)
 
 
 def write_points(folder: CaptureFolder, picture: Picture, points: Float[NDArray, "68 3"]) -> None:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from lib.datasets.arrays import parse_arrays, read_bytes, read_json
-from lib.datasets.layout import by_number
+from lib.datasets.arrays import finite, parse_arrays, read_bytes, read_json
+from lib.datasets.layout import by_number, checked_camera
 from lib.errors import InputError
 from lib.geometry.camera import Camera
 from preprocess.color_correction import POLYNOMIALS, AffineColor, CheungColor, ColorCorrection
@@ -169,12 +168,9 @@ def _read_calibration(path: Path) -> dict[str, Camera]:
 def _camera(path: Path, name: str, pose: Float[NDArray, "4 4"], intrinsics: Float[NDArray, "3 3"], width: int, height: int) -> Camera:
     if pose.shape not in ((4, 4), (3, 4)) or intrinsics.shape != (3, 3) or not (np.isfinite(pose).all() and np.isfinite(intrinsics).all()):
         raise InputError(f"{path}: camera '{name}': expected a finite 4x4 pose and 3x3 intrinsics, found shapes {pose.shape} and {intrinsics.shape}")
-    rotation = pose[:3, :3]
-    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.linalg.det(rotation) < 0:
-        raise InputError(f"{path}: 'world_2_cam' of camera '{name}' is not a rotation and a translation; expected world->camera, OpenCV axes")
-    if intrinsics[0, 0] <= 0 or intrinsics[1, 1] <= 0:
-        raise InputError(f"{path}: 'intrinsics' of camera '{name}': focal lengths must be positive pixels")
-    return Camera(torch.from_numpy(pose[None, :3].astype(np.float32)), torch.from_numpy(intrinsics[None].astype(np.float32)), width, height)
+    name = f"{path}: camera '{name}'"
+    extrinsic, lens = checked_camera(name, *(finite(name, value, None) for value in (pose[:3], intrinsics)))
+    return Camera(extrinsic[None], lens[None], width, height)
 
 
 def _read_affine(path: Path) -> AffineColor:

@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
-    "errors", "files", "archives", "kernels", "tensors", "config", "geometry", "face_models", "networks", "gaussians", "datasets", "render", "losses", "metrics",
-    "training", "evaluation", "avatars",
+    "errors", "files", "archives", "kernels", "tensors", "config", "geometry", "face_models", "networks", "gaussians", "datasets", "render", "losses",
+    "metrics", "training", "evaluation", "avatars",
 ]
 FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "helpers", "helper"}
 FILES = sorted((ROOT / "lib").rglob("*.py"))

@@ -18,7 +18,7 @@ from lib.files import write_whole
 
 ConfigType = TypeVar("ConfigType", bound=Config)
 Key = tuple[str | int, ...]
-MOST_VALUES = 100_000  # that a file may hold, aliases counted as often as they are used: ten lines of aliases can stand for 10^9
+MOST_VALUES = 20_000  # that a file may hold, aliases counted as often as they are used: ten lines of aliases can stand for 10^9
 SHOWN = 200  # characters of a wrong value in a message
 
 
@@ -112,10 +112,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
+    odd = [key for key in values if not isinstance(key, str)]
+    if odd:
+        raise InputError(f"{path}: expected keys that are names, found {odd[0]!r}")
     return values, places
 
 
-_BROKEN = (yaml.YAMLError, ValueError, TypeError, RecursionError)  # what PyYAML raises, for odd tags and dates too
+# What PyYAML raises, for odd tags and dates too.
+_BROKEN = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 
 def _reason(error: Exception) -> str:

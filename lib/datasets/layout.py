@@ -15,6 +15,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -266,16 +267,21 @@ def read_camera_path_file(path: Path) -> tuple[Float[Tensor, "K 3 4"], Float[Ten
 
 
 def _checked_camera(path: Path, archive: dict[str, NDArray]) -> tuple[Float[Tensor, "3 4"], Float[Tensor, "3 3"]]:
-    extrinsic = numbers(path, archive, (3, 4), "extrinsic")
-    intrinsic = numbers(path, archive, (3, 3), "intrinsic")
+    return checked_camera(str(path), numbers(path, archive, (3, 4), "extrinsic"), numbers(path, archive, (3, 3), "intrinsic"))
+
+
+def checked_camera(
+    name: str, extrinsic: Float[NDArray, "3 4"], intrinsic: Float[NDArray, "3 3"]
+) -> tuple[Float[Tensor, "3 4"], Float[Tensor, "3 3"]]:
+    """The same as float32 tensors. Raises InputError, naming `name`, for what is no rotation or has no positive focal lengths."""
     rotation = extrinsic[:, :3].astype(np.float64)
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3:
-        raise InputError(f"{path}: 'extrinsic': its left 3x3 block is not a rotation; expected world->camera, OpenCV axes")
+        raise InputError(f"{name}: 'extrinsic': its left 3x3 block is not a rotation; expected world->camera, OpenCV axes")
     if np.linalg.det(rotation) < 0:
-        raise InputError(f"{path}: 'extrinsic': one axis is mirrored (its left 3x3 block has determinant -1, so it is not a rotation); expected "
+        raise InputError(f"{name}: 'extrinsic': one axis is mirrored (its left 3x3 block has determinant -1, so it is not a rotation); expected "
                          "world->camera, OpenCV axes (x right, y down, z forward): turning y over turns z over too")
     if intrinsic[0, 0] <= 0 or intrinsic[1, 1] <= 0:
-        raise InputError(f"{path}: 'intrinsic': focal lengths must be positive pixels, found {intrinsic[0, 0]} and {intrinsic[1, 1]}")
+        raise InputError(f"{name}: 'intrinsic': focal lengths must be positive pixels, found {intrinsic[0, 0]} and {intrinsic[1, 1]}")
     return torch.from_numpy(extrinsic), torch.from_numpy(intrinsic)
 
 
@@ -291,9 +297,9 @@ def read_params_file(path: Path) -> FrameParams:
     return FrameParams(torch.from_numpy(expression), torch.from_numpy(pose), torch.from_numpy(scale), stored_scale.shape)
 
 
-def _record(row: dict[str, object]) -> FrameRecord:
+def _record(row: Any) -> FrameRecord:
     """One row of frames.json. Raises ValueError, KeyError or TypeError for what is none."""
-    frame, sequence, time = row["frame"], row["sequence"], float(row["time"])  # type: ignore[arg-type]
+    frame, sequence, time = row["frame"], row["sequence"], float(row["time"])
     if not isinstance(frame, str | int) or not isinstance(sequence, str | int) or not math.isfinite(time):
         raise ValueError(f"found frame {frame!r}, sequence {sequence!r}, time {time}")
     return FrameRecord(str(frame), str(sequence), time)

@@ -138,9 +138,8 @@ def read_result(folder: Path) -> Result:
     try:
         content = read_json(path, "expected a result folder that evaluate.py wrote, e.g. results/<name>")
         stored = content.get("protocol")
-        means = {split: {name: value for name, value in content[split].items() if value is None or isinstance(value, int | float)}
-                 for split in (stored or {}).get("splits", ())}
-    except (LookupError, AttributeError, TypeError) as error:
+        means = {split: _means(content[split]) for split in (stored or {}).get("splits", ())}
+    except (LookupError, AttributeError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: cannot be read as a result of evaluate.py ({type(error).__name__}: {error}); measure again") from error
     if stored is None:
         raise InputError(f"{path}: does not say by which protocol it was measured (older than protocol ids); run evaluate.py again")
@@ -149,3 +148,12 @@ def read_result(folder: Path) -> Result:
     except ValueError as error:  # of pydantic
         known = stored.get("id", "?") if isinstance(stored, dict) else "?"
         raise InputError(f"{path}: its protocol '{known}' is none that this code knows; run evaluate.py again") from error
+
+
+def _means(split: dict[str, object]) -> dict[str, float | None]:
+    """The numbers of a split. Raises ValueError for one that is not finite, which is never written."""
+    means = {name: None if value is None else float(value) for name, value in split.items() if value is None or isinstance(value, int | float)}
+    wrong = [name for name, value in means.items() if value is not None and not math.isfinite(value)]
+    if wrong:
+        raise ValueError(f"'{wrong[0]}' is not finite")
+    return means

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from lib.errors import InputError
 from lib.face_models.contract import FaceModel, vertex_landmarks
 
-
 LARGEST = 1e30  # of any number in a face model: sums and products of it are finite in float32
 
 
@@ -34,12 +33,20 @@ def array(path: Path, content: dict[str, Any], key: str, width: int | None = Non
     return value[..., :width]
 
 
+def triples(path: Path, content: dict[str, Any], key: str) -> NDArray:
+    """An array as rows of three. Raises InputError as `array`, and where it cannot be."""
+    value = array(path, content, key)
+    if value.size % 3:
+        raise InputError(f"{path}: '{key}': expected rows of three numbers, found shape {value.shape}")
+    return value.reshape(-1, 3)
+
+
 def linear_model(
     path: Path, name: str, content: dict[str, Any], identity_count: int, expression_count: int, first_row: int, expression_spread: float,
     bounded: bool,
 ) -> FaceModel:
     """From the keys meanshape, idBase, exBase, tri and keypoints; rows of `tri` and `keypoints` count from `first_row`."""
-    mean = array(path, content, "meanshape").reshape(-1, 3).astype(np.float32)
+    mean = triples(path, content, "meanshape").astype(np.float32)
     bases = []
     for key, width in (("idBase", identity_count), ("exBase", expression_count)):
         basis = array(path, content, key, width)
@@ -47,7 +54,7 @@ def linear_model(
             raise InputError(f"{path}: '{key}': expected {mean.size} rows (3 for each of the {len(mean)} vertices of 'meanshape'), "
                              f"found shape {basis.shape}")
         bases.append(torch.from_numpy(basis.astype(np.float32).reshape(len(mean), 3, width)).permute(2, 0, 1).contiguous())
-    triangles = array(path, content, "tri").reshape(-1, 3).astype(np.int64) - first_row
+    triangles = triples(path, content, "tri").astype(np.int64) - first_row
     landmarks = array(path, content, "keypoints").reshape(-1).astype(np.int64) - first_row
     for key, rows in (("tri", triangles), ("keypoints", landmarks)):
         if rows.min() < 0 or rows.max() >= len(mean):

@@ -6,6 +6,7 @@ arrays of chumpy (neither need be installed), and what older files add to arrays
 
 import io
 import pickle
+import pickletools
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,15 @@ class _Reader(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it names {module}.{name}, which a face model has no need of") from None
 
 
+def _check_numbering(file: io.BytesIO) -> None:
+    """What a pickle refers to is numbered as it comes; a large number at once would make the reader take memory for all below it."""
+    start = file.tell()
+    for count, (code, argument, _) in enumerate(pickletools.genops(file)):
+        if "PUT" in code.name and int(argument) > count:
+            raise pickle.UnpicklingError(f"it calls its part {count} number {argument}")
+    file.seek(start)
+
+
 def read_pickle(path: Path) -> dict[str, Any]:
     """The dictionary in a .pkl, or in a .npy that holds one; arrays of chumpy and scipy as dense numpy arrays.
 
@@ -113,6 +123,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
             header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version](file)
             if header[2] != _OBJECT_ARRAY:
                 raise ValueError(f"an array of {header[2]}")
+        _check_numbering(file)
         value = _Reader(file, encoding="latin1").load()
         if isinstance(value, np.ndarray) and value.dtype == _OBJECT_ARRAY and value.size == 1:
             value = value.item()

@@ -1,6 +1,7 @@
 """The one checkpoint format: a full-state file, replaced atomically, loadable without running code."""
 
 import dataclasses
+import math
 import os
 import platform
 import shutil
@@ -154,6 +155,10 @@ def parse_checkpoint(state: Any, path: Path, stage: str, key: str) -> Checkpoint
         raise InputError(f"{key}: {path}: expected a checkpoint of stage '{stage}', found one of stage '{state['stage']}'")
     try:
         data = CaptureRecord(**{name: tuple(values) for name, values in state["data"].items()})
+        wrong = [value for values in vars(data).values() for value in values
+                 if not isinstance(value, str) and not (isinstance(value, float) and math.isfinite(value))]
+        if wrong:
+            raise TypeError(f"found {wrong[0]!r}")
     except TypeError as error:
         raise InputError(f"{key}: {path}: damaged checkpoint: its record of the data is not readable ({error})") from error
     return Checkpoint(path=path, **{name: state[name] for name in fields if name != "data"}, data=data)

@@ -1,13 +1,9 @@
 """Every kind of file that the project reads, small and random, with the public reader that reads it."""
 
-import contextlib
-import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -16,75 +12,41 @@ import pytest
 import torch
 import yaml
 
-from lib.avatars.gaussian_head_avatar.avatar import avatar_from
-from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHead, GaussianHeadConfig
 from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadTrainConfig
-from lib.avatars.gaussian_head_avatar.handover import mesh_head_from
-from lib.avatars.gaussian_head_avatar.mesh_head import MeshHead, MeshHeadConfig, tetrahedral_grid
+from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig, tetrahedral_grid
 from lib.avatars.gaussian_head_avatar.mesh_stage import MeshHeadTrainConfig
-from lib.avatars.gaussian_head_avatar.publish import write_published
-from lib.avatars.gaussian_head_avatar.published import read_gaussian_head, read_mesh_head
 from lib.avatars.gaussian_head_avatar.reenactment import ReenactmentConfig
 from lib.config import read_config
 from lib.config.reader import Arguments
 from lib.datasets.driving import DrivingConfig, DrivingSequence
-from lib.datasets.head_capture import CaptureRecord, HeadCapture, HeadCaptureConfig, Picture
+from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig, Picture
 from lib.datasets.images import read_image
 from lib.datasets.layout import CaptureFolder, read_camera_file, read_camera_path_file, read_params_file
 from lib.datasets.tracked.benchmark import read_calibration
 from lib.datasets.tracked.driver import read_driver
 from lib.datasets.tracked.sources import read_tracking
 from lib.evaluation.scores import read_result
-from lib.face_models.bfm import read_bfm
-from lib.face_models.faceverse import read_faceverse
-from lib.face_models.flame import read_flame
 from lib.gaussians.ply import Splats, read_ply, write_ply
-from lib.networks.upsampler import Upsampler
-from lib.training.bundle import Leaflet, read_bundle, write_bundle
-from lib.training.checkpoint import read_checkpoint, save_checkpoint
-from lib.training.stage import AbstractStage
 from preprocess.landmark_files import read_existing
 from preprocess.raw_layouts import open_raw
 from preprocess.raw_videos import decode, read_video
 from preprocess.video import open_source
 from tests import published_tracking as tracked
 from tests.evaluation.results import PROTOCOL
-from tests.face_models import lookalikes
+from tests.faults import declared
 from tests.faults import mutations as m
-from tests.tiny import EXPRESSIONS, MESH_WIDTHS, gaussian_dict, mesh_dict
-
-CAMERAS, FRAMES, SIZE = ("11", "22"), ("0000", "0001", "0002"), 24
-LANDMARKS = 66 + 3  # with every 100th of 210 vertices
-
-
-@dataclass(frozen=True)
-class Target:
-    """A file, and how it is read. `checked`: a checksum covers it, so that changed bytes give an error or the same value."""
-
-    name: str
-    format: str
-    path: Path
-    read: Callable[[], Any]
-    damages: tuple[m.Damage, ...]
-    checked: bool = False
+from tests.faults.model_readers import checkpoints, face_models, published
+from tests.faults.target import CAMERAS, FRAMES, SIZE, Target, bytes_and, written
+from tests.tiny import EXPRESSIONS
 
 
 def targets(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Target]:
     """All of them, each in a folder of its own, made when its turn comes."""
-    for number, make in enumerate((configs, subject, pictures, splats, checkpoints, published, face_models, trackers, videos, preprocessing, results)):
+    makers = configs, subject, pictures, splats, checkpoints, published, face_models, trackers, videos, preprocessing, results
+    for number, make in enumerate(makers):
         folder = root / str(number)
         folder.mkdir()
         yield from make(folder, monkeypatch) if make is face_models else make(folder)
-
-
-def bytes_and(*more: tuple[m.Damage, ...]) -> tuple[m.Damage, ...]:
-    return m.BYTES + sum(more, ())
-
-
-def written(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
 
 
 # Configurations ----------------------------------------------------------------------------------------------------
@@ -97,7 +59,7 @@ def configs(root: Path) -> Iterator[Target]:
         path = written(root / f"{name}.yaml", (shipped / f"{name}.yaml").read_bytes())
         content = yaml.safe_load(path.read_bytes())
         yield Target(f"config {name}", "yaml", path, lambda path=path, schema=schema: read_config(Arguments(path, ()), schema),
-                     bytes_and(m.bending(content, m.dump_yaml), m.YAML))
+                     bytes_and(m.bending(content, m.dump_yaml), declared.YAML))
 
 
 # Subject folders ---------------------------------------------------------------------------------------------------
@@ -145,31 +107,34 @@ def subject(root: Path) -> Iterator[Target]:
 
     config = HeadCaptureConfig(dataroot=folder.root, camera_ids=CAMERAS, original_resolution=SIZE, resolution=SIZE)
     path = folder.camera_path(frame, camera)
-    npz = bytes_and(m.bending(arrays(path), m.dump_npz), m.NPZ)
+    npz = declared.of_npz(arrays(path))
     yield Target("camera", "npz", path, lambda: read_camera_file(folder.camera_path(frame, camera)), npz, checked=True)
     yield Target("camera in a capture", "npz", path, lambda: use(HeadCapture(config)), npz, checked=True)
     path = folder.params_path(frame)
-    npz = bytes_and(m.bending(arrays(path), m.dump_npz), m.NPZ)
+    npz = declared.of_npz(arrays(path))
     yield Target("params", "npz", path, lambda: read_params_file(folder.params_path(frame)), npz, checked=True)
-    yield Target("params as driver", "npz", path, lambda: drive(DrivingConfig(dataroot=folder.root, param_files="params/*/params.npz")), npz, checked=True)
+    driving = DrivingConfig(dataroot=folder.root, param_files="params/*/params.npz")
+    yield Target("params as driver", "npz", path, lambda: drive(driving), npz, checked=True)
     yield Target("params of a tracked subject", "npz", path, lambda: read_tracking(folder.root), npz, checked=True)
     for name, path, read in (
         ("landmarks", folder.landmarks_path(frame), lambda: folder.read_control_points(frame)),
         ("vertices", folder.vertices_path(frame), lambda: (folder.read_control_points(frame), folder.read_vertices(frame, 50))),
         ("detections", folder.detections_path(frame, camera), lambda: folder.read_detections(frame, camera)),
-        ("detections to take over", folder.detections_path(frame, camera), lambda: read_existing(folder.root, folder, [Picture(frame, camera)], SIZE)),
+        ("detections to take over", folder.detections_path(frame, camera),
+         lambda: read_existing(folder.root, folder, [Picture(frame, camera)], SIZE)),
     ):
-        yield Target(name, "npy", path, read, bytes_and(m.bending(np.load(path), m.dump_npy), m.NPY))
+        yield Target(name, "npy", path, read, declared.of_npy(np.load(path)))
     for name, path, read in (
         ("frames", folder.frames_path(), lambda: folder.records(list(FRAMES))),
         ("detector", folder.detector_path(), lambda: folder.detection_size(SIZE, 20.0)),
     ):
-        yield Target(name, "json", path, read, bytes_and(m.bending(json.loads(path.read_text()), m.dump_json), m.JSON))
+        yield Target(name, "json", path, read, declared.of_json(json.loads(path.read_text())))
     for kind in ("image", "mask"):
-        yield Target(f"{kind} in a capture", "jpg", folder.image_path(frame, camera, kind), lambda: use(HeadCapture(config)), bytes_and(m.JPEG))
+        path = folder.image_path(frame, camera, kind)
+        yield Target(f"{kind} in a capture", "jpg", path, lambda: use(HeadCapture(config)), bytes_and(declared.JPEG))
     cameras = {"cameras": [{key: value.tolist() for key, value in random_camera(np.random.default_rng(seed)).items()} for seed in range(3)]}
     path = written(root / "path.json", m.dump_json(cameras))
-    yield Target("camera path", "json", path, lambda: read_camera_path_file(root / "path.json"), bytes_and(m.bending(cameras, m.dump_json), m.JSON))
+    yield Target("camera path", "json", path, lambda: read_camera_path_file(root / "path.json"), declared.of_json(cameras))
 
 
 def drive(config: DrivingConfig, count: int | None = None) -> tuple[Any, ...]:
@@ -184,145 +149,15 @@ def pictures(root: Path) -> Iterator[Target]:
     cv2.imwrite(str(jpeg), smooth), cv2.imwrite(str(png), smooth), cv2.imwrite(str(grey), smooth[..., 0])
     cv2.imwrite(str(progressive), smooth, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])
     for path in (jpeg, progressive):
-        yield Target(f"picture {path.name}", "jpg", path, lambda path=path: read_image(path), bytes_and(m.JPEG))
+        yield Target(f"picture {path.name}", "jpg", path, lambda path=path: read_image(path), bytes_and(declared.JPEG))
     for path in (png, grey):
-        yield Target(f"picture {path.name}", "png", path, lambda path=path: read_image(path), bytes_and(m.PNG), checked=True)
+        yield Target(f"picture {path.name}", "png", path, lambda path=path: read_image(path), bytes_and(declared.PNG), checked=True)
 
 
 def splats(root: Path) -> Iterator[Target]:
     path, rng = root / "a.ply", torch.Generator().manual_seed(0)
     write_ply(path, Splats(*(torch.randn(*shape, generator=rng) for shape in ((9, 3), (9, 3), (9,), (9, 3), (9, 4)))))
-    yield Target("splats", "ply", path, lambda: read_ply(path), bytes_and(m.PLY))
-
-
-# Checkpoints -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Avatar:
-    """Two stages as training would save them, with random weights."""
-
-    mesh: Path
-    head: Path
-
-
-class Saved(AbstractStage):
-    """Has a state, and never trains."""
-
-    def __init__(self, name: str, config: Any, modules: dict[str, torch.nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> None:
-        self.name, self.config, self.modules, self.optimizers = name, config, modules, optimizers
-
-    def step(self, batch: Any, step: int) -> Any:
-        raise NotImplementedError
-
-    compare = step
-
-
-def write_avatar(root: Path) -> Avatar:
-    torch.manual_seed(0)
-    mesh = MeshHeadTrainConfig.model_validate(mesh_dict(root, root))
-    mesh = mesh.model_copy(update={"meshheadmodule": mesh.meshheadmodule.model_copy(update={"grid_cells": 4}).resolved(EXPRESSIONS)})
-    head = GaussianHeadTrainConfig.model_validate(gaussian_dict(root, root))
-    head = head.model_copy(update={"gaussianheadmodule": head.gaussianheadmodule.resolved(mesh.meshheadmodule, EXPRESSIONS)})
-    modules = {"meshhead": MeshHead(mesh.meshheadmodule, LANDMARKS)}, {
-        "gaussianhead": GaussianHead(head.gaussianheadmodule, 12, LANDMARKS), "supres": Upsampler(head.supresmodule)}
-    record = CaptureRecord(FRAMES, ("ab", "cd", "ef"), FRAMES, CAMERAS, *((0.5,) * EXPRESSIONS,) * 3, (0.1,))
-    paths = []
-    for name, config, held in zip(("meshhead", "gaussianhead"), (mesh, head), modules, strict=True):
-        for module in held.values():
-            torch.nn.init.normal_(next(module.parameters()))
-        adam = torch.optim.Adam([parameter for module in held.values() for parameter in module.parameters()])
-        sum(parameter.sum() for module in held.values() for parameter in module.parameters()).backward()
-        adam.step()
-        paths.append(root / f"{name}_latest")
-        save_checkpoint(paths[-1], Saved(name, config, held, {"all": adam}), 7, 21.5, 60.0, record, [])
-    return Avatar(*paths)
-
-
-def loaded(path: Path) -> Any:
-    return torch.load(path, weights_only=True)
-
-
-def checkpoints(root: Path) -> Iterator[Target]:
-    avatar = write_avatar(root)
-    key = "load_meshhead_checkpoint"
-    yield Target("mesh-head checkpoint", "checkpoint", avatar.mesh, lambda: mesh_head_from(read_mesh_head(avatar.mesh, key, None)),
-                 bytes_and(m.bending(loaded(avatar.mesh), m.dump_torch), m.ZIP), checked=True)
-    yield Target("gaussian-head checkpoint", "checkpoint", avatar.head, lambda: avatar_from(read_gaussian_head(
-        avatar.head, "load_gaussianhead_checkpoint", None, None, None)), bytes_and(m.bending(loaded(avatar.head), m.dump_torch), m.ZIP), checked=True)
-
-    def resumed() -> Any:
-        checkpoint = read_checkpoint(avatar.mesh, "meshhead", "resume")
-        head = MeshHead(MeshHeadConfig.model_validate(checkpoint.section("meshheadmodule")).model_copy(update={"grid_cells": 4}), LANDMARKS)
-        adam = torch.optim.Adam(head.parameters())
-        checkpoint.restore(Saved("meshhead", None, {"meshhead": head}, {"all": adam}))
-        return head, adam.state_dict(), checkpoint.step, checkpoint.data
-    yield Target("checkpoint to resume", "checkpoint", avatar.mesh, resumed, bytes_and(m.bending(loaded(avatar.mesh), m.dump_torch), m.ZIP), checked=True)
-
-    bundle = root / "me.avatar"
-    checkpoint = read_checkpoint(avatar.head, "gaussianhead", "test")
-    write_bundle(bundle, checkpoint, ("gaussianheadmodule", "supresmodule", "meshheadmodule"),
-                 Leaflet("CC0", torch.zeros(3, 8, 8, dtype=torch.uint8), None))
-    yield Target("bundle", "bundle", bundle, lambda: avatar_from(read_bundle(bundle, "gaussianhead", "test")),
-                 bytes_and(m.ZIP, (m.Damage("wrong content", "other arrays", lambda data, rng: other_bundle(root, checkpoint, rng)),) * 4), checked=True)
-
-
-def other_bundle(root: Path, checkpoint: Any, rng: np.random.Generator) -> bytes:
-    """Written whole, with right checksums, from a checkpoint that is wrong."""
-    wrong = SimpleNamespace(**vars(checkpoint) | {"modules": m.bent(checkpoint.modules, rng), "data": None})
-    path = root / "wrong.avatar"
-    try:
-        write_bundle(path, wrong, ("gaussianheadmodule", "supresmodule"), Leaflet("CC0", torch.zeros(3, 8, 8, dtype=torch.uint8), None))
-    except Exception:  # noqa: BLE001 (what cannot be written cannot be read)
-        return b""
-    return path.read_bytes()
-
-
-def published(root: Path) -> Iterator[Target]:
-    avatar = write_avatar(root)
-    head, mesh = read_checkpoint(avatar.head, "gaussianhead", "test"), read_checkpoint(avatar.mesh, "meshhead", "test")
-    write_published(root / "bare", head, mesh)
-    torch.save(torch.randn(3, 6), root / "bare" / "delta_poses_latest")
-    parts = {name: root / "bare" / f"{name}_latest" for name in ("gaussianhead", "supres", "delta_poses", "meshhead")}
-    options = GaussianHeadConfig.model_validate({key: head.config["gaussianheadmodule"][key] for key in ("dist_threshold_near", "dist_threshold_far")})
-
-    def whole() -> Any:
-        checkpoint = read_gaussian_head(parts["gaussianhead"], "load_gaussianhead_checkpoint", options, None, parts["supres"], parts["delta_poses"])
-        return avatar_from(checkpoint), checkpoint.modules["delta_poses"]
-    given = MeshHeadConfig.model_validate({"geo_mlp": MESH_WIDTHS["geo_mlp"]})
-    for name, path in parts.items():
-        read = whole if name != "meshhead" else lambda: mesh_head_from(read_mesh_head(parts["meshhead"], "load_meshhead_checkpoint", given))
-        yield Target(f"published {name}", "published state dict", path, read, bytes_and(m.bending(loaded(path), m.dump_torch), m.ZIP), checked=True)
-
-
-# Face models -------------------------------------------------------------------------------------------------------
-
-
-def face_models(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Target]:
-    arrays, embedding = lookalikes.write_flame(root, monkeypatch)
-    pkl, lmk = root / "generic_model.pkl", root / "landmark_embedding.npy"
-    yield Target("FLAME", "pkl", pkl, lambda: read_flame(pkl), bytes_and(m.bending(arrays, m.pickled), m.PICKLE))
-    yield Target("FLAME's landmarks", "pkl", lmk, lambda: read_flame(pkl), bytes_and(m.bending(embedding, m.dump_npy), m.PICKLE))
-    path = root / "faceverse.npy"
-    yield Target("FaceVerse", "pkl", path, lambda: read_faceverse(path), bytes_and(m.bending(lookalikes.write_faceverse(path), m.dump_npy), m.PICKLE))
-    for compress in (True, False):
-        mat = root / f"bfm{compress}.mat"
-        content = {key: value for key, value in lookalikes.write_bfm(mat, compress=compress).items() if key != "parts"}
-        yield Target(f"BFM {'packed' if compress else 'plain'}", "mat", mat, lambda mat=mat: read_bfm(mat),
-                     bytes_and(m.bending(content, lambda value, root=root: dump_mat(root, value)), m.MAT), checked=compress)
-    numeric = {key: value for key, value in content.items() if key not in ("note", "parts")}
-    npz = written(root / "bfm.npz", m.dump_npz(numeric))
-    yield Target("BFM npz", "npz", npz, lambda: read_bfm(npz), bytes_and(m.bending(numeric, m.dump_npz), m.NPZ), checked=True)
-
-
-def dump_mat(root: Path, value: dict[str, Any]) -> bytes:
-    import scipy.io
-    file = io.BytesIO()
-    try:
-        scipy.io.savemat(file, {key: item for key, item in value.items() if item is not None})
-    except Exception:  # noqa: BLE001 (what cannot be written cannot be read)
-        return b""
-    return file.getvalue()
+    yield Target("splats", "ply", path, lambda: read_ply(path), bytes_and(declared.PLY))
 
 
 # Other trackers ----------------------------------------------------------------------------------------------------
@@ -340,37 +175,39 @@ def trackers(root: Path) -> Iterator[Target]:
     insta = tracked.write_insta(root / "insta" / "biden", show)
     subject_folder = tracked.write_flame_subject(root / "flame" / "me", show)
     rows = {name: root / f"rows.{name}" for name in ("csv", "npy", "npz")}
-    np.savetxt(rows["csv"], show.expression, delimiter=","), np.save(rows["npy"], show.expression), np.savez(rows["npz"], expr=show.expression, t=np.arange(2))
+    np.savetxt(rows["csv"], show.expression, delimiter=","), np.save(rows["npy"], show.expression)
+    np.savez(rows["npz"], expr=show.expression, t=np.arange(2))
 
     def npz(path: Path) -> tuple[m.Damage, ...]:
         with np.load(path) as data:
-            return bytes_and(m.bending(dict(data), m.dump_npz), m.NPZ)
+            return declared.of_npz(dict(data))
 
     def of_json(path: Path) -> tuple[m.Damage, ...]:
-        return bytes_and(m.bending(json.loads(path.read_text()), m.dump_json), m.JSON)
+        return declared.of_json(json.loads(path.read_text()))
 
     for name, path, folder in (
         ("VHAP flame_param", vhap / "flame_param" / "00001.npz", vhap), ("VHAP tracker", vhap_npz, vhap_npz),
-        ("benchmark tracking", sequence / "tracking" / "flame2023_tracking_v2.npz", bench), ("FLAME subject", subject_folder / "params/0010/params.npz",
-                                                                                            subject_folder), ("rows npz", rows["npz"], rows["npz"]),
+        ("benchmark tracking", sequence / "tracking" / "flame2023_tracking_v2.npz", bench),
+        ("FLAME subject", subject_folder / "params/0010/params.npz", subject_folder), ("rows npz", rows["npz"], rows["npz"]),
     ):
         yield Target(name, "npz", path, lambda folder=folder: (read_tracking(folder), read_driver(folder, None)), npz(path), checked=True)
     for name, path, folder in (
-        ("VHAP transforms", vhap / "transforms.json", vhap), ("IMavatar", avatar / "flame_params.json", avatar), ("INSTA", insta / "transforms_train.json", insta),
+        ("VHAP transforms", vhap / "transforms.json", vhap), ("IMavatar", avatar / "flame_params.json", avatar),
+        ("INSTA", insta / "transforms_train.json", insta),
         ("benchmark cameras", bench / "calibration" / "camera_params.json", bench),
     ):
         yield Target(name, "json", path, lambda folder=folder: (read_tracking(folder), read_driver(folder, None)), of_json(path))
     calibration = bench / "calibration" / "camera_params.json"
     yield Target("calibration", "json", calibration, lambda: read_calibration(calibration, tracked.CAMERAS[0], (SIZE, SIZE)), of_json(calibration))
     yield Target("metrical-tracker", "checkpoint", frame, lambda: (read_tracking(flash), read_driver(flash, None)),
-                 bytes_and(m.bending(torch.load(frame, weights_only=False), m.dump_torch), m.ZIP), checked=True)
+                 declared.of_torch(torch.load(frame, weights_only=False)), checked=True)
     for name, path, folder in (("INSTA expression", insta / "flame/exp/00001.txt", insta), ("INSTA jaw", insta / "flame/jaw/00000.txt", insta),
                                ("rows csv", rows["csv"], rows["csv"])):
         yield Target(name, "text", path, lambda folder=folder: (read_tracking(folder), read_driver(folder, None)), bytes_and(TEXT))
     yield Target("rows npy", "npy", rows["npy"], lambda: (read_tracking(rows["npy"]), read_driver(rows["npy"], None)),
-                 bytes_and(m.bending(show.expression, m.dump_npy), m.NPY))
+                 declared.of_npy(show.expression))
     picture = subject_folder / "images" / "0000" / f"image_{tracked.CAMERAS[0]}.jpg"
-    yield Target("picture of a tracked subject", "jpg", picture, lambda: read_tracking(subject_folder), bytes_and(m.JPEG))
+    yield Target("picture of a tracked subject", "jpg", picture, lambda: read_tracking(subject_folder), bytes_and(declared.JPEG))
 
 
 WORDS = (b"nan", b"inf", b"1e400", b"0x10", b"1_0", "１".encode(), b"9" * 5000, b"1,2", b"--1", b"", b"\0")
@@ -398,11 +235,11 @@ def videos(root: Path) -> Iterator[Target]:
     def one_camera() -> Any:
         source = open_source(path)
         return source.times, [torch.from_numpy(pixels.copy()) for _, pixels in source.read(list(range(len(source.times))))]
-    yield Target("raw video", "mp4", path, all_pictures, bytes_and(m.MP4))
-    yield Target("video of one camera", "mp4", path, one_camera, bytes_and(m.MP4))
+    yield Target("raw video", "mp4", path, all_pictures, bytes_and(declared.MP4))
+    yield Target("video of one camera", "mp4", path, one_camera, bytes_and(declared.MP4))
     bench = tracked.write_benchmark(root / "031", tracked.Performance(frames=2))
     clip = bench / "sequences" / "EMO-1-shout+laugh" / "images" / f"cam_{tracked.CAMERAS[0]}.mp4"
-    yield Target("benchmark video", "mp4", clip, lambda: read_tracking(bench), bytes_and(m.MP4))
+    yield Target("benchmark video", "mp4", clip, lambda: read_tracking(bench), bytes_and(declared.MP4))
 
 
 # Preprocessing, results --------------------------------------------------------------------------------------------
@@ -420,34 +257,26 @@ def preprocessing(root: Path) -> Iterator[Target]:
     cheung = written(root / "v2" / "031" / "calibration" / "color_calibration.json", m.dump_json(matrices))
     paths = [written(root / "v1" / "camera_params" / "031" / "camera_params.json", m.dump_json(content)),
              written(root / "v2" / "031" / "calibration" / "camera_params.json", m.dump_json(content))]
-    yield Target("raw calibration", "json", paths[0], lambda: open_raw(root / "v1", "031").cameras(()), bytes_and(m.bending(content, m.dump_json), m.JSON))
+    yield Target("raw calibration", "json", paths[0], lambda: open_raw(root / "v1", "031").cameras(()), declared.of_json(content))
     affine = root / "v1" / "color_correction" / "031" / f"{CAMERAS[0]}.npy"
     yield Target("affine colours", "npy", affine, lambda: open_raw(root / "v1", "031").colors("affine", list(CAMERAS)),
-                 bytes_and(m.bending(np.eye(4), m.dump_npy), m.NPY))
+                 declared.of_npy(np.eye(4)))
     yield Target("cheung colours", "json", cheung, lambda: open_raw(root / "v2", "031").colors("cheung", list(CAMERAS)),
-                 bytes_and(m.bending(matrices, m.dump_json), m.JSON))
+                 declared.of_json(matrices))
     folder = CaptureFolder(write_small_subject(root / "me"))
     shutil.rmtree(folder.root / "landmarks")
     arrays = {"face_landmark_2d": rng.uniform(0, 1, (3, 68, 3)).astype(np.float32), "bounding_box": np.zeros((3, 5))}
     path = written(root / "vhap" / "landmark2d" / "STAR" / f"{CAMERAS[0]}.npz", m.dump_npz(arrays))
     wanted = [Picture(frame, CAMERAS[0]) for frame in FRAMES]
     yield Target("VHAP landmarks", "npz", path, lambda: read_existing(root / "vhap", folder, wanted, SIZE),
-                 bytes_and(m.bending(arrays, m.dump_npz), m.NPZ), checked=True)
+                 declared.of_npz(arrays), checked=True)
     grid = {"tet_verts": rng.normal(size=(9, 3)), "tets": np.array([[0, 1, 2, 3], [4, 5, 6, 7]])}
     file = written(root / "grid.npz", m.dump_npz(grid))
     yield Target("tetrahedral grid", "npz", file, lambda: tetrahedral_grid(MeshHeadConfig(grid_file=file)),
-                 bytes_and(m.bending(grid, m.dump_npz), m.NPZ), checked=True)
+                 declared.of_npz(grid), checked=True)
 
 
 def results(root: Path) -> Iterator[Target]:
     content = {"protocol": PROTOCOL.model_dump(mode="json"), "novel_view": {"psnr": 30.0, "ssim": 0.9, "silent": None}}
     path = written(root / "metrics.json", m.dump_json(content))
-    yield Target("metrics", "json", path, lambda: read_result(root), bytes_and(m.bending(content, m.dump_json), m.JSON))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
-
-
+    yield Target("metrics", "json", path, lambda: read_result(root), declared.of_json(content))
