@@ -72,23 +72,32 @@ def random_camera(rng: np.random.Generator) -> dict[str, np.ndarray]:
             "intrinsic": np.array([[40.0, 0, 12], [0, 41.0, 12.5], [0, 0, 1]], np.float32)}
 
 
+def facing_camera(angle: float) -> dict[str, np.ndarray]:
+    """At distance 1 from the origin, `angle` to the side."""
+    side = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
+    return random_camera(np.random.default_rng(0)) | {
+        "extrinsic": np.concatenate([np.diag([1.0, -1.0, -1.0]) @ side, [[0.0], [0.0], [1.0]]], axis=1).astype(np.float32)}
+
+
 def write_small_subject(root: Path, seed: int = 0) -> Path:
-    """Three frames, two cameras, noise as pictures: what HeadCapture accepts."""
+    """Three frames, two cameras, noise as pictures: what a training accepts."""
     rng = np.random.default_rng(seed)
     for number, frame in enumerate(FRAMES):
         for camera in CAMERAS:
             for kind in ("image", "mask", "visible"):
                 small = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8) if kind == "image" else np.full((4, 4, 3), 255, np.uint8)
+                if kind == "mask":
+                    small[[0, 3]] = small[:, [0, 3]] = 0
                 suffix = ".png" if frame == FRAMES[2] and kind == "mask" else ".jpg"
                 path = written(root / "images" / frame / f"{kind}_{camera}{suffix}", b"")
                 cv2.imwrite(str(path), cv2.resize(small, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC))
-            written(root / "cameras" / frame / f"camera_{camera}.npz", m.dump_npz(random_camera(np.random.default_rng(int(camera)))))
+            written(root / "cameras" / frame / f"camera_{camera}.npz", m.dump_npz(facing_camera(0.01 * int(camera))))
             written(root / "landmarks" / frame / f"lmk_{camera}.npy", m.dump_npy(rng.uniform(1, 20, (68, 3)).astype(np.float32)))
         written(root / "params" / frame / "params.npz", m.dump_npz({
             "id_coeff": np.zeros((1, 80)), "exp_coeff": rng.normal(size=(1, EXPRESSIONS)).astype(np.float32),
-            "pose": 0.1 * rng.normal(size=(1, 6)), "scale": np.array([0.1 + 0.01 * number])}))
-        written(root / "params" / frame / "lmk_3d.npy", m.dump_npy(rng.normal(size=(66, 3)).astype(np.float32)))
-        written(root / "params" / frame / "vertices.npy", m.dump_npy(rng.normal(size=(210, 3)).astype(np.float32)))
+            "pose": 0.01 * rng.normal(size=(1, 6)), "scale": np.array([0.1 + 0.01 * number])}))
+        written(root / "params" / frame / "lmk_3d.npy", m.dump_npy(0.05 * rng.normal(size=(66, 3)).astype(np.float32)))
+        written(root / "params" / frame / "vertices.npy", m.dump_npy(0.05 * rng.normal(size=(210, 3)).astype(np.float32)))
     rows = [{"frame": frame, "sequence": f"SEQ-{number // 2}", "time": 0.5 * number} for number, frame in enumerate(FRAMES)]
     written(root / "frames.json", json.dumps({"frames": rows}).encode())
     written(root / "landmarks" / "detector.json", b'{"size": 24, "detector": "none"}')

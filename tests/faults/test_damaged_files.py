@@ -10,6 +10,7 @@ Every trial is named by its file and number, for ever: `python -m tests.faults.t
 
 import dataclasses
 import hashlib
+import math
 import sys
 import tempfile
 import zlib
@@ -22,12 +23,25 @@ import pytest
 import torch
 
 from lib.errors import InputError, NumericalError
+from lib.training.checkpoint import is_plain
 from tests.faults.mutations import BYTES, Damage
 from tests.faults.readers import targets
 from tests.faults.target import Target, quiet
 from tests.faults.watchdog import MOST_BYTES, watched
 
 SHORT, LONG = 7, 200  # trials per file
+# Trials that found what was wrong once: always repeated.
+PAST = {
+    "config demo_meshhead": (1, 6, 10, 25, 28, 50, 68), "config demo_gaussianhead": (0, 22, 41), "config demo_reenactment": (2, 5, 46),
+    "camera": (18,), "camera in a capture": (19,), "params": (10, 13, 56), "params as driver": (23,), "params of a tracked subject": (0, 10),
+    "landmarks": (17,), "detections to take over": (32,), "frames": (0, 3), "camera path": (15,), "picture a.png": (6,), "picture grey.png": (10,),
+    "mesh-head checkpoint": (2, 9, 50), "gaussian-head checkpoint": (2,), "checkpoint to resume": (9, 12, 20, 24),
+    "published gaussianhead": (2, 4, 8),
+    "published supres": (4,), "published delta_poses": (38, 39), "FLAME": (30,), "FLAME's landmarks": (2, 16), "FaceVerse": (11, 29),
+    "BFM plain": (1,), "BFM npz": (0, 1, 6, 9, 10, 11), "VHAP tracker": (3, 52), "rows npz": (7,), "rows npy": (0,), "benchmark tracking": (12,),
+    "benchmark cameras": (5, 112), "INSTA": (20,), "raw video": (11,), "video of one camera": (8, 10, 13), "raw calibration": (74,),
+    "affine colours": (4,), "cheung colours": (13,), "VHAP landmarks": (0, 3, 9, 14, 21), "tetrahedral grid": (6,), "metrics": (32, 33, 34),
+}
 
 
 def test_damaged_files(tmp_path, monkeypatch, ledger, long):
@@ -36,7 +50,7 @@ def test_damaged_files(tmp_path, monkeypatch, ledger, long):
         whole = target.path.read_bytes()
         with quiet():
             expected = digest(target.read())
-        for number in range(LONG if long else SHORT):
+        for number in sorted({*range(LONG if long else SHORT), *PAST.get(target.name, ())}):
             damage, data = damaged(target, number, whole)
             verdict = judge(target, damage, data, expected)
             ledger.enter(f"{damage.family}: {target.format}", verdict.clear, verdict.intact)
@@ -106,7 +120,9 @@ def not_finite(value: Any) -> Any:
 def leaves(value: Any, path: str) -> Any:
     if isinstance(value, torch.nn.Module):
         value = value.state_dict()
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and not is_plain(value):
+        yield path, math.nan  # its numbers are not there
+    elif isinstance(value, torch.Tensor):
         yield path, value.detach().float().numpy() if value.dtype == torch.bfloat16 else value.detach().numpy()
     elif dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):

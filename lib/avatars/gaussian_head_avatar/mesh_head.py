@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from lib.avatars.gaussian_head_avatar.control import control
 from lib.config import Config
-from lib.datasets.arrays import parse_arrays, read_bytes
+from lib.datasets.arrays import finite, numbers, parse_arrays, read_bytes
 from lib.datasets.batches import HeadBatch
 from lib.errors import InputError
 from lib.geometry.head_pose import HeadPose
@@ -258,12 +258,12 @@ def tetrahedral_grid(config: MeshHeadConfig) -> TetGrid:
     path = config.grid_file
     try:
         arrays = parse_arrays(path, read_bytes(path))
-        vertices, tets = torch.from_numpy(arrays["tet_verts"]).float(), torch.from_numpy(arrays["tets"].astype(np.int64))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"meshheadmodule.grid_file: {path}: expected an npz with tet_verts (N,3) and tets (T,4) ({error}); "
-                         "leave the key out to have a grid generated") from error
-    fits = vertices.ndim == 2 and vertices.shape[1] == 3 and tets.ndim == 2 and tets.shape[1] == 4 and len(tets) > 0
-    if not fits or int(tets.min()) < 0 or int(tets.max()) >= len(vertices) or not bool(torch.isfinite(vertices).all()):
-        raise InputError(f"meshheadmodule.grid_file: {path}: expected finite tet_verts (N,3) and tets (T,4) below N, "
-                         f"found {tuple(vertices.shape)} and {tuple(tets.shape)}")
+        vertices = torch.from_numpy(numbers(path, arrays, (None, 3), "tet_verts"))
+        tets = torch.from_numpy(finite(f"{path}: 'tets'", arrays.get("tets"), (None, 4), np.float64).astype(np.int64))
+    except InputError as error:
+        raise InputError(f"meshheadmodule.grid_file: {error}. Expected an npz with tet_verts (N,3) and tets (T,4); leave the key out to have a grid "
+                         "generated") from error
+    if int(tets.min()) < 0 or int(tets.max()) >= len(vertices):
+        raise InputError(f"meshheadmodule.grid_file: {path}: expected tets below {len(vertices)}, the number of tet_verts, found {int(tets.min())} to "
+                         f"{int(tets.max())}")
     return oriented(TetGrid(vertices, tets))
