@@ -175,10 +175,10 @@ def _camera(path: Path, name: str, pose: Float[NDArray, "4 4"], intrinsics: Floa
 
 def _read_affine(path: Path) -> AffineColor:
     try:
-        stored = parse_arrays(path, read_bytes(path))[""].astype(np.float64)
-        if stored.shape[0] < 3 or stored.shape[1] != 4 or not np.isfinite(stored).all():
-            raise ValueError(f"an array of shape {stored.shape}")
-    except (ValueError, LookupError, TypeError) as error:
+        stored = finite(str(path), parse_arrays(path, read_bytes(path)).get(""), (None, 4), np.float64)
+        if len(stored) < 3:
+            raise InputError(f"{path}: found shape {stored.shape}")
+    except InputError as error:
         raise InputError(f"{path}: expected an affine colour correction of shape (4, 4), found something else ({error}); "
                          "without these files give --color none") from error
     return AffineColor(stored[:3, :3], stored[:3, 3])

@@ -24,7 +24,7 @@ def array(path: Path, content: dict[str, Any], key: str, width: int | None = Non
         value = np.asarray(content[key])
     except ValueError as error:
         raise InputError(f"{path}: '{key}': expected rows of equal length ({error})") from error
-    if value.dtype.kind not in "fiu" or value.size == 0 or not (np.abs(value) < LARGEST).all():
+    if value.dtype.kind not in "fiu" or value.size == 0 or not (np.abs(value.astype(np.float64)) < LARGEST).all():
         raise InputError(f"{path}: '{key}': expected finite numbers, found {value.dtype} of shape {value.shape}")
     if width is None:
         return value
@@ -41,6 +41,13 @@ def triples(path: Path, content: dict[str, Any], key: str) -> NDArray:
     return value.reshape(-1, 3)
 
 
+def rows_of(path: Path, key: str, value: NDArray, count: int, first: int = 0) -> NDArray[np.int64]:
+    """Numbers of `count` rows, counted from `first` in the file and from 0 here. Raises InputError for others."""
+    if value.min() < first or value.max() >= first + count:
+        raise InputError(f"{path}: '{key}': expected rows {first} to {count - 1 + first}, found {value.min()} to {value.max()}")
+    return value.astype(np.int64) - first
+
+
 def linear_model(
     path: Path, name: str, content: dict[str, Any], identity_count: int, expression_count: int, first_row: int, expression_spread: float,
     bounded: bool,
@@ -54,12 +61,8 @@ def linear_model(
             raise InputError(f"{path}: '{key}': expected {mean.size} rows (3 for each of the {len(mean)} vertices of 'meanshape'), "
                              f"found shape {basis.shape}")
         bases.append(torch.from_numpy(basis.astype(np.float32).reshape(len(mean), 3, width)).permute(2, 0, 1).contiguous())
-    triangles = triples(path, content, "tri").astype(np.int64) - first_row
-    landmarks = array(path, content, "keypoints").reshape(-1).astype(np.int64) - first_row
-    for key, rows in (("tri", triangles), ("keypoints", landmarks)):
-        if rows.min() < 0 or rows.max() >= len(mean):
-            raise InputError(f"{path}: '{key}': expected rows {first_row} to {len(mean) - 1 + first_row}, found {rows.min() + first_row} to "
-                             f"{rows.max() + first_row}")
+    triangles = rows_of(path, "tri", triples(path, content, "tri"), len(mean), first_row)
+    landmarks = rows_of(path, "keypoints", array(path, content, "keypoints").reshape(-1), len(mean), first_row)
     try:
         corners, weights = vertex_landmarks(landmarks)
     except InputError as error:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lib.errors import InputError
-from lib.face_models.arrays import array, triples
+from lib.face_models.arrays import array, rows_of, triples
 from lib.face_models.contract import FaceModel, Linearization, without_outer_corners
 from lib.face_models.pickles import read_pickle
 from lib.geometry.rotations import left_jacobian, skew
@@ -97,7 +97,7 @@ def read_flame(path: Path) -> FlameModel:
                          f"{shapes.shape[2]}")
     pose = _shaped(path, content, "posedirs", (vertices, 3, 36))
     regressor, weights = _shaped(path, content, "J_regressor", (5, vertices)), _shaped(path, content, "weights", (vertices, 5))
-    triangles = torch.from_numpy(_shaped(path, content, "f", (None, 3)).astype(np.int64))
+    triangles = torch.from_numpy(rows_of(path, "f", _shaped(path, content, "f", (None, 3)), vertices))
     corners, landmark_weights = read_embedding(path.parent, triangles)
 
     centred = CANONICAL_PER_METRE * (template - template.mean(axis=0))
@@ -133,12 +133,12 @@ def read_embedding(folder: Path, triangles: Int[Tensor, "T 3"]) -> tuple[Int[Ten
     else:
         raise InputError(f"{whole}: FLAME's landmarks are missing. Either {whole.name} (from the pages of FLAME or DECA), or both {static.name} and "
                          f"{dynamic.name} (from RingNet; all non-commercial) belong into {folder}; nothing is downloaded")
+    file = whole if whole.is_file() else static
     try:
-        faces, weights = without_outer_corners(faces.astype(np.int64)), without_outer_corners(weights.astype(np.float32))
+        faces, weights = without_outer_corners(faces), without_outer_corners(weights.astype(np.float32))
     except InputError as error:
-        raise InputError(f"{whole if whole.is_file() else static}: {error}") from error
-    if faces.min() < 0 or faces.max() >= len(triangles):
-        raise InputError(f"{folder}: the landmark embedding names triangle {faces.max()} of {len(triangles)}; it belongs to another model")
+        raise InputError(f"{file}: {error}") from error
+    faces = rows_of(file, "faces of the landmarks; is it the embedding of another model?", faces, len(triangles))
     return triangles[torch.from_numpy(faces)], torch.from_numpy(weights)
 
 

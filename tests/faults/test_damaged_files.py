@@ -13,6 +13,7 @@ import hashlib
 import math
 import sys
 import tempfile
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,9 @@ class Verdict:
 def judge(target: Target, damage: Damage, data: bytes, expected: str) -> Verdict:
     """Reads the damaged file under guard."""
     target.path.write_bytes(data)
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        for unreadable in (RuntimeWarning, np.exceptions.ComplexWarning):  # numpy's: a number was lost
+            warnings.simplefilter("error", unreadable)
         outcome = watched(target.read)
     if outcome.grown > MOST_BYTES:
         return Verdict(f"took {outcome.grown >> 20} MB", clear=False)

@@ -258,12 +258,11 @@ def tetrahedral_grid(config: MeshHeadConfig) -> TetGrid:
     path = config.grid_file
     try:
         arrays = parse_arrays(path, read_bytes(path))
-        vertices = torch.from_numpy(numbers(path, arrays, (None, 3), "tet_verts"))
-        tets = torch.from_numpy(finite(f"{path}: 'tets'", arrays.get("tets"), (None, 4), np.float64).astype(np.int64))
+        vertices, tets = numbers(path, arrays, (None, 3), "tet_verts"), finite(f"{path}: 'tets'", arrays.get("tets"), (None, 4), np.float64)
+        if tets.min() < 0 or tets.max() >= len(vertices):
+            raise InputError(f"{path}: 'tets': expected numbers below {len(vertices)}, how many tet_verts there are, found {tets.min():g} to "
+                             f"{tets.max():g}")
     except InputError as error:
         raise InputError(f"meshheadmodule.grid_file: {error}. Expected an npz with tet_verts (N,3) and tets (T,4); leave the key out to have a grid "
                          "generated") from error
-    if int(tets.min()) < 0 or int(tets.max()) >= len(vertices):
-        raise InputError(f"meshheadmodule.grid_file: {path}: expected tets below {len(vertices)}, the number of tet_verts, found {int(tets.min())} to "
-                         f"{int(tets.max())}")
-    return oriented(TetGrid(vertices, tets))
+    return oriented(TetGrid(torch.from_numpy(vertices), torch.from_numpy(tets.astype(np.int64))))
