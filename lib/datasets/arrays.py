@@ -59,7 +59,7 @@ def finite(name: str, value: Any, shape: tuple[int | None, ...] | None, dtype: t
     if shape is not None and (array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True))):
         expected = "(" + ", ".join("any" if want is None else str(want) for want in shape) + ")"
         raise InputError(f"{name}: expected shape {expected}, found {array.shape}")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # told below
         array = array.astype(dtype)
     bad = int((~np.isfinite(array)).sum())
     if bad:

@@ -24,7 +24,9 @@ def array(path: Path, content: dict[str, Any], key: str, width: int | None = Non
         value = np.asarray(content[key])
     except ValueError as error:
         raise InputError(f"{path}: '{key}': expected rows of equal length ({error})") from error
-    if value.dtype.kind not in "fiu" or value.size == 0 or not (np.abs(value.astype(np.float64)) < LARGEST).all():
+    with np.errstate(invalid="ignore"):  # numpy warns of some kinds of NaN, which are told here
+        is_fine = value.dtype.kind in "fiu" and value.size > 0 and bool((np.abs(value.astype(np.float64)) < LARGEST).all())
+    if not is_fine:
         raise InputError(f"{path}: '{key}': expected finite numbers, found {value.dtype} of shape {value.shape}")
     if width is None:
         return value
