@@ -1,6 +1,7 @@
 """How large the battery is (--long), and the table at its end."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.faults.ledger import Ledger
 
@@ -17,6 +18,12 @@ def ledger() -> Ledger:
 def long(request) -> bool:
     """Whether the whole battery was asked for."""
     return request.config.getoption("--long")
+
+
+def pytest_configure(config):
+    """How many examples a property is tried on: the same ones every time."""
+    settings.register_profile("faults", derandomize=True, deadline=None, max_examples=300 if config.getoption("--long") else 30,
+                              suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def pytest_terminal_summary(terminalreporter):
