@@ -48,7 +48,7 @@ class Saved(AbstractStage):
     """Has a state, and never trains."""
 
     def __init__(self, name: str, config: Any, modules: dict[str, torch.nn.Module], optimizers: dict[str, torch.optim.Optimizer]) -> None:
-        self.name, self.config, self.modules, self.optimizers = name, config, modules, optimizers
+        self.name, self.config, self.modules, self.optimizers = name, config, torch.nn.ModuleDict(modules), optimizers
 
     def step(self, batch: Any, step: int) -> Any:
         raise NotImplementedError
