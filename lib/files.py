@@ -1,7 +1,9 @@
 """Folders and files whose failures are told to the user; one process at a time in a run's folder."""
 
+import contextlib
 import hashlib
 import os
+import shutil
 import socket
 from pathlib import Path
 from types import TracebackType
@@ -39,8 +41,30 @@ def write_whole(path: Path, data: bytes | str) -> None:
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        remove(partial)
         raise InputError(f"{path}: cannot be written ({error.strerror}); free space or correct the permissions") from error
+
+
+def remove(path: Path) -> None:
+    """Removes a file that nobody needs, if it is there and can be removed: a read-only disk refuses even what is not there."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def replace_folder(new: Path, place: Path) -> None:
+    """Gives a folder its name, in place of an older one, which is gone only when the new one is there: never half of either has the name.
+
+    Raises InputError where that is not permitted.
+    """
+    old = place.with_name(place.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    try:
+        if place.exists():
+            place.rename(old)
+        new.rename(place)
+    except OSError as error:
+        raise InputError(f"{place}: cannot be replaced by {new} ({error.strerror}); correct the permissions") from error
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:
@@ -53,7 +77,7 @@ def sha256(path: Path) -> str:
 
 
 class RunLock:
-    """Context that lets one process at a time write a run. The lock ends with its process, however that ends.
+    """Context that lets one process at a time write a run. The lock ends with its process, however that ends; its file goes at a regular end.
 
     Raises Held naming the other process. Where a file system has no locks, it says so and goes on. `option` chooses another place.
     """
@@ -64,31 +88,41 @@ class RunLock:
     def __enter__(self) -> "RunLock":
         make_folder(self.path.parent)
         try:
-            # Not through a link: in a folder from somebody else it could lead to any file, which would be emptied.
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-            self._file = os.fdopen(os.open(self.path, flags, 0o666), "a+")
+            while not self._take():
+                self._file.close()
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror}); correct the permissions or choose another "
-                             "recorder.checkpoint_path") from error
+            raise InputError(f"{self.path}: cannot be written ({error.strerror}); free space, correct the permissions or choose another "
+                             f"{self.option}") from error
+        return self
+
+    def _take(self) -> bool:
+        """Opens and locks the file; False where the process before has just removed it, so that somebody else may lock another of that name."""
+        # Not through a link: in a folder from somebody else it could lead to any file, which would be emptied.
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+        self._file = os.fdopen(os.open(self.path, flags, 0o666), "a+b", buffering=0)
         if fcntl is not None:
             try:
                 # Of the process, not of the file: forked processes do not hold it on.
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError) as error:
                 self._file.seek(0)
-                holder = self._file.read().strip() or "another process"
+                holder = self._file.read().decode(errors="replace").strip() or "another process"
                 self._file.close()
                 raise Held(f"{self.path.parent}: {holder} is writing this run ({self.path.name}); wait for it, stop it, "
                            f"or choose another {self.option}") from error
             except OSError as error:
                 print(f"{self.path}: no locks here ({error.strerror}); make sure that one process at a time writes this run")
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
-        return self
+        try:
+            return os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if fcntl is not None:
+            remove(self.path)  # while it is locked: whoever waits for it sees that it is gone
         self._file.close()
 
 

@@ -14,6 +14,9 @@ import argparse
 from pathlib import Path
 from statistics import mean
 
+from jaxtyping import Float
+from torch import Tensor
+
 from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
 from lib.avatars.gaussian_head_avatar.mesh_stage import MeshHeadTrainConfig
 from lib.config import read_config
@@ -96,10 +99,13 @@ def check(config: HeadCaptureConfig, model_bbox: BoundingBox, full: bool, output
     """
     report = report or output.with_name("report.json")
     try:
-        findings, measured = _look(config, model_bbox, full, output)
+        findings, measured, sheet = _look(config, model_bbox, full)
     except InputError as error:
         write_report(report, config.dataroot, [Finding("unusable", str(error))])
         raise
+    if sheet is not None:  # what the disk refuses here says nothing of the subject
+        write_image(output, sheet)
+        print(f"wrote {output}")
     write_report(report, config.dataroot, findings, measured)
     print(f"wrote {report}")
     for line in told(finding for finding in findings if not finding.is_problem):
@@ -107,7 +113,10 @@ def check(config: HeadCaptureConfig, model_bbox: BoundingBox, full: bool, output
     return told(finding for finding in findings if finding.is_problem)
 
 
-def _look(config: HeadCaptureConfig, model_bbox: BoundingBox, full: bool, output: Path) -> tuple[list[Finding], tuple[Number, ...]]:
+def _look(
+    config: HeadCaptureConfig, model_bbox: BoundingBox, full: bool,
+) -> tuple[list[Finding], tuple[Number, ...], Float[Tensor, "3 H W"] | None]:
+    """What is found and measured, and the sheet, where there is anything to show."""
     inventory = take_inventory(CaptureFolder(config.dataroot), config.camera_ids, config.resolution)
     print(f"{config.dataroot}: {len(inventory.files)} frames x {len(inventory.camera_ids)} cameras, "
           f"original_resolution {config.original_resolution}, resolution {config.resolution}")
@@ -117,7 +126,7 @@ def _look(config: HeadCaptureConfig, model_bbox: BoundingBox, full: bool, output
     findings += picture_findings(inventory, full)
     if blocked:
         print("pictures and landmarks are compared once these files are there")
-        return findings, ()
+        return findings, (), None
 
     for note in HeadCapture(config).notes:
         print(f"note: {note}")
@@ -156,12 +165,12 @@ def _look(config: HeadCaptureConfig, model_bbox: BoundingBox, full: bool, output
               for finding in findings if finding.kind in ("blank_matte", "unreadable_picture")]
     decoded = {Picture(frame, camera) for row, frame in enumerate(sight.frames) for column, camera in enumerate(sight.cameras)
                if sight.decoded[row, column]}
+    sheet = None
     if decoded:
         frame = max(sight.frames, key=lambda frame: sum(picture.frame == frame for picture in decoded))
         cameras = [camera for camera in capture.camera_ids if Picture(frame, camera) in decoded]
-        write_image(output, draw_sheet(capture, model_bbox, frame, cameras, marks))
-        print(f"wrote {output}")
-    return findings, measured
+        sheet = draw_sheet(capture, model_bbox, frame, cameras, marks)
+    return findings, measured, sheet
 
 
 def _bounds(capture: HeadCapture, model_bbox: BoundingBox, full: bool) -> tuple[list[Finding], tuple[Number, ...]]:

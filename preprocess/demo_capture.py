@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from lib.datasets.arrays import write_array
 from lib.datasets.images import write_image, write_pixels
 from lib.datasets.layout import CaptureFolder, by_number
 from lib.datasets.video import VideoWriter, to_yuv420
 from lib.errors import InputError
-from lib.files import write_whole
+from lib.files import replace_folder, write_whole
 from lib.geometry.camera import Camera
 from lib.training.runtime import choose_device, is_terminal, run
 from preprocess.color_correction import expanded, to_linear
@@ -160,8 +161,7 @@ def film(filming: Filming, output: Path, device: str | torch.device = "cpu") -> 
         shutil.rmtree(partial, ignore_errors=True)
     frames = _Studio(filming, head, *partials).film()
     for partial, place in zip(partials, places, strict=True):
-        shutil.rmtree(place, ignore_errors=True)
-        partial.rename(place)
+        replace_folder(partial, place)
     return frames
 
 
@@ -227,8 +227,7 @@ class _Studio:
             matte = self.crop.cut(np.round(255.0 * mattes[index]).astype(np.uint8))
             write_pixels(self.truth.image_path(frame, camera, "mask"), torch.from_numpy(matte).expand(3, -1, -1))
             path = self.truth.detections_path(frame, camera)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, landmarks[index])
+            write_array(path, landmarks[index])
 
     def _write_studio(self) -> None:
         """What does not change: calibrations, empty scenes, the detector's picture size."""
@@ -242,8 +241,7 @@ class _Studio:
         for index, camera in enumerate(filming.cameras):
             if self.layout.color_kind == "affine":
                 path = self._path(self.layout.color, camera=camera)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                np.save(path, np.diag([*(1.0 / gains[camera]), 1.0]))
+                write_array(path, np.diag([*(1.0 / gains[camera]), 1.0]))
             empty = filming.sensor.capture(self.walls[index], int(self.rows[index]), shot=len(filming.sequences) * filming.frames)
             write_image(self._path(self.layout.background, BACKGROUND, camera), torch.from_numpy(empty).permute(2, 0, 1))
         write_whole(self.truth.detector_path(), json.dumps({"size": filming.size, "detector": "projected landmarks of the demo head"}))

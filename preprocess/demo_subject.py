@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from lib.datasets.arrays import write_array, write_arrays
+from lib.datasets.images import write_pixels
 from lib.datasets.layout import CaptureFolder
 from lib.errors import InputError
 from lib.face_models.ict import FACE_ROWS
+from lib.files import RunLock, replace_folder, write_whole
 from lib.geometry.camera import Camera, look_at
 from lib.training.runtime import choose_device, run
 from preprocess.demo_hair import HAIR_COLORS, card_names
@@ -44,7 +48,6 @@ FOCAL_PER_PIXEL, FOCAL_WITH_HAIR = 3.4, 3.1  # of the image size: hair stands ab
 # Every third camera has its principal point off the centre by these fractions of the image size.
 OFF_CENTRE = (0.035, -0.025)
 LOWRES = 256
-JPEG_QUALITY = 95
 # Cameras drawn together: few enough that 2048² fits into about 4 GB.
 CAMERAS_AT_ONCE, PIXELS_AT_ONCE = 4, 4 * 512**2
 FRAME_PERIOD_S, DRIVER_PERIOD_S = 0.6, 0.04  # the capture is sparse, so that its frames differ
@@ -156,7 +159,18 @@ class Subject:
     def make(self, device: torch.device, workers: int = 1) -> None:
         """Renders beside the place and moves: an interrupted rendering never looks like a subject, and never harms the old one."""
         partial = self.output.with_name(self.output.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        with RunLock(self.output.with_name(f".{self.output.name}.lock"), "--output"):
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                records = self._render(partial, device, workers)
+                replace_folder(partial, self.output)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)  # a rendering begins anew
+        print(f"wrote {self.output}: {len(records)} frames x {len(CAMERA_IDS)} cameras, {self.resolution}x{self.resolution}; "
+              f"{self.driver_frames} driving frames in {self.output / 'driver'}")
+
+    def _render(self, partial: Path, device: torch.device, workers: int) -> list[dict[str, str | float]]:
+        """The whole folder; returns the rows of frames.json."""
         if workers == 1:
             records = self._write(partial, device, (0, 1))
         else:
@@ -164,15 +178,14 @@ class Subject:
             threads = max(1, torch.get_num_threads() // workers)
             with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)) as processes:
                 parts = [processes.submit(self._write, partial, devices[k % len(devices)], (k, workers)) for k in range(workers)]
-                records = [part.result() for part in parts][0]
+                try:
+                    records = [part.result() for part in parts][0]
+                except BrokenProcessPool as error:
+                    raise InputError(f"{self.output}: one of {workers} processes ended without saying why; was it killed, for want of memory? Give "
+                                     "fewer --workers") from error
         write_driver(self.head(torch.device("cpu"), texture_size=16), partial / "driver", self.driver_frames, self.sensor.seed)
-        (partial / "frames.json").write_text(json.dumps({"frames": records, "made_with": self.request()}, indent=1))
-        if self.output.exists():
-            shutil.rmtree(self.output)
-        partial.rename(self.output)
-        print(f"wrote {self.output}: {len(records)} frames x {len(CAMERA_IDS)} cameras, {self.resolution}x{self.resolution}; "
-              f"{self.driver_frames} driving frames in {self.output / 'driver'}")
-
+        write_whole(partial / "frames.json", json.dumps({"frames": records, "made_with": self.request()}, indent=1))
+        return records
 
     def _write(self, folder: Path, device: torch.device, share: tuple[int, int]) -> list[dict[str, str | float]]:
         head = self.head(device, texture_size=2 * self.resolution)
@@ -243,11 +256,10 @@ def write_driver(head: DemoHead, output: Path, frames: int, seed: int) -> None:
 def write_params(head: DemoHead, folder: Path, moment: Moment) -> Float[Tensor, "N 3"]:
     """Writes params.npz, lmk_3d.npy and vertices.npy of one moment; returns all posed vertices, hair too, in the world."""
     vertices = moment.head.to(head.device).to_world(head.vertices(moment.expression))
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "params.npz", id_coeff=head.identity_coefficients[None], exp_coeff=moment.expression[None].numpy(),
-             scale=moment.head.scale.numpy(), pose=moment.head.pose[None].numpy())
-    np.save(folder / "lmk_3d.npy", vertices[head.landmark_rows].cpu().numpy())
-    np.save(folder / "vertices.npy", vertices[FACE_ROWS].cpu().numpy())
+    write_arrays(folder / "params.npz", id_coeff=head.identity_coefficients[None], exp_coeff=moment.expression[None].numpy(),
+                 scale=moment.head.scale.numpy(), pose=moment.head.pose[None].numpy())
+    write_array(folder / "lmk_3d.npy", vertices[head.landmark_rows].cpu().numpy())
+    write_array(folder / "vertices.npy", vertices[FACE_ROWS].cpu().numpy())
     return vertices
 
 
@@ -258,16 +270,13 @@ def pick(cameras: Camera, rows: Tensor) -> Camera:
 
 def write_camera(path: Path, cameras: Camera, row: int) -> None:
     """The npz of one camera of a batch."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, extrinsic=cameras.world_to_camera[row].numpy(), intrinsic=cameras.intrinsics[row].numpy())
+    write_arrays(path, extrinsic=cameras.world_to_camera[row].numpy(), intrinsic=cameras.intrinsics[row].numpy())
 
 
 def _write_image(path: Path, rgb: NDArray[np.float32]) -> None:
     """RGB in [0,1] as an 8-bit JPEG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.round(np.clip(rgb, 0.0, 1.0) * 255.0).astype(np.uint8)
-    if not cv2.imwrite(str(path), pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]):
-        raise InputError(f"{path}: cannot be written; is the disk full or the folder read-only?")
+    write_pixels(path, torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 if __name__ == "__main__":

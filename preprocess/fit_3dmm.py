@@ -29,7 +29,7 @@ from lib.datasets.images import read_image, write_image
 from lib.datasets.layout import CaptureFolder
 from lib.errors import InputError
 from lib.face_models.library import MODELS, read_model
-from lib.files import write_whole
+from lib.files import remove, write_whole
 from lib.training.runtime import is_terminal, run
 from preprocess.fit_config import FitConfig
 from preprocess.fit_head import HeadFit, fit_head
@@ -118,7 +118,9 @@ def frame_times(folder: CaptureFolder, frames: list[str]) -> Float[Tensor, "F"]:
 
 def write_params(folder: CaptureFolder, frames: list[str], fit: HeadFit, made_with: dict[str, str]) -> None:
     """Everything is on the disk beside its place before the first old file is replaced."""
-    marker = folder.root / "params" / "fit.json"
+    marker = folder.fit_path()
+    for leftover in marker.parent.glob("*/*.fitted*"):  # of a process that was killed, and perhaps of other frames
+        leftover.unlink()
     waiting: list[tuple[Path, Path]] = []
     count = fit.identity_count
     try:
@@ -134,11 +136,11 @@ def write_params(folder: CaptureFolder, frames: list[str], fit: HeadFit, made_wi
                 beside = path.with_name(f"{path.name}.fitted")
                 write_whole(beside, data)
                 waiting.append((beside, path))
+        write_whole(marker, json.dumps({"complete": False, "made_with": made_with}, indent=1))
     except BaseException:
         for beside, _ in waiting:
-            beside.unlink(missing_ok=True)
+            remove(beside)
         raise
-    write_whole(marker, json.dumps({"complete": False, "made_with": made_with}, indent=1))
     for beside, path in waiting:
         beside.replace(path)
     write_whole(marker, json.dumps({"complete": True, "made_with": made_with}, indent=1))

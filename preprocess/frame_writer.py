@@ -94,14 +94,16 @@ class SubjectWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._lock.path.unlink(missing_ok=True)
         self._lock.__exit__(kind, error, trace)
 
     def is_complete(self) -> bool:
         """True where the subject is there already. Raises InputError, naming the option, where it or what was begun of it is something else."""
-        for folder, what in ((self.output, "exists"), (self.partial, "was begun")):
-            if folder.exists():
-                self._require_same(CaptureFolder(folder).frames_path(), what)
+        if self.output.exists():
+            self._require_same(CaptureFolder(self.output).frames_path(), "exists")
+        index = self.folder.frames_path()
+        # A process may have been killed before it had said what the folder is to become.
+        if self.partial.is_dir() and any(path.name != f"{index.name}.partial" for path in self.partial.iterdir()):
+            self._require_same(index, "was begun")
         return self.output.exists()
 
     def _require_same(self, index: Path, what: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lib.errors import InputError
-from lib.files import make_folder, sha256
+from lib.files import make_folder, remove, sha256
 from lib.losses.perceptual import NETWORKS, PublishedFile
 from lib.training.runtime import is_terminal, run
 
@@ -75,7 +75,7 @@ def download(file: PublishedFile, path: Path) -> None:
                              f"does a proxy answer in its place? {by_hand}")
         partial.rename(path)
     finally:  # also after Ctrl-C
-        partial.unlink(missing_ok=True)
+        remove(partial)
 
 
 def _stream(file: PublishedFile, partial: Path) -> tuple[int, int]:

@@ -231,6 +231,7 @@ def _write(folder: CaptureFolder, task: Task, matte: UInt8[Tensor, "3 H W"]) -> 
         seen = read_image(folder.images_path(task.frame) / visible)[:1]
         matte = torch.where(resize(seen, matte.shape[1]) >= 128, matte, 0)
     if not task.lowres_only:
+        folder.image_path(task.frame, task.camera, "mask", lowres=True).unlink(missing_ok=True)  # until it is written anew, the picture is not done
         write_pixels(folder.image_path(task.frame, task.camera, "mask"), matte)
     write_pixels(folder.image_path(task.frame, task.camera, "mask", lowres=True), resize(matte, LOWRES))
 

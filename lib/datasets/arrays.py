@@ -1,4 +1,4 @@
-"""Numbers in npz, npy and JSON files: arrays that are complete, finite and of the expected shape, or an error that names them."""
+"""Numbers in npz, npy and JSON files: arrays that are complete, finite and of the expected shape, or an error that names them; whole when written."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lib.archives import Damaged, arrays_in
 from lib.errors import InputError, NotFiniteError
+from lib.files import write_whole
 
 
 def read_bytes(path: Path, missing: str = "correct the path or copy the file there") -> bytes:
@@ -19,6 +20,20 @@ def read_bytes(path: Path, missing: str = "correct the path or copy the file the
         raise InputError(f"{path}: file is missing; {missing}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def write_array(path: Path, array: NDArray) -> None:
+    """An npy, replaced at once. Raises InputError where it cannot be written."""
+    file = io.BytesIO()
+    np.save(file, array)
+    write_whole(path, file.getvalue())
+
+
+def write_arrays(path: Path, **arrays: NDArray) -> None:
+    """An npz, replaced at once. Raises InputError where it cannot be written."""
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    write_whole(path, file.getvalue())
 
 
 def parse_arrays(path: Path, data: bytes) -> dict[str, NDArray]:

@@ -111,6 +111,7 @@ class HeadCapture:
         self.camera_ids = list(self._inventory.camera_ids)
         self._check_held_out_cameras()
         self._inventory.require_complete()
+        self.folder.require_whole_fit()
 
         self.params: dict[str, FrameParams] = {frame: self.folder.read_params(frame) for frame in self.frames}
         control = {frame: self.folder.read_control_points(frame) for frame in self.frames}

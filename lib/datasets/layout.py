@@ -146,6 +146,20 @@ class CaptureFolder:
         """Which sequence each frame belongs to."""
         return self.root / "frames.json"
 
+    def fit_path(self) -> Path:
+        """What the last 3DMM fit says of itself."""
+        return self.root / "params" / "fit.json"
+
+    def require_whole_fit(self) -> None:
+        """Raises InputError where the last 3DMM fit was interrupted while it replaced the files of an earlier one."""
+        try:
+            said = json.loads(self.fit_path().read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # absent, or edited by hand: only the fit itself says this
+            return
+        if isinstance(said, dict) and said.get("complete") is False:
+            raise InputError(f"{self.fit_path()}: the last 3DMM fit was interrupted while it replaced files, so that frames of two fits are mixed; "
+                             f"run python -m preprocess.fit_3dmm {self.root} again")
+
     def frames(self) -> list[str]:
         """Sorted frame names: the folders under images/."""
         if not self.root.is_dir():

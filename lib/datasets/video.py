@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lib.errors import InputError
-from lib.files import make_folder
+from lib.files import make_folder, remove
 
 CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,h264,hevc,mjpeg,mxf,gif,yuv4mpegpipe"  # that may be read
 LUMA = (0.2126, 0.7152, 0.0722)  # of R, G, B: ITU-R BT.709
@@ -92,7 +92,7 @@ class VideoWriter:
             if kind is None:
                 raise self._refusal(problem) from problem
         finally:
-            self._partial.unlink(missing_ok=True)
+            remove(self._partial)
 
     def _refusal(self, problem: OSError) -> InputError:
         return InputError(f"{self.path}: the video cannot be written ({problem})")

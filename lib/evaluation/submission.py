@@ -18,7 +18,7 @@ from lib.datasets.driving import DrivingConfig
 from lib.datasets.tracked.benchmark import read_calibration
 from lib.datasets.video import VideoWriter, to_yuv420
 from lib.errors import InputError
-from lib.files import make_folder, name_fault
+from lib.files import make_folder, name_fault, remove
 from lib.geometry.camera import Camera
 
 CRF, PRESET = 14, "medium"  # 14: as the benchmark asks
@@ -116,6 +116,6 @@ def pack(config: SubmissionConfig) -> Packed:
                 archive.write(config.folder / name, name)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        remove(partial)
         raise InputError(f"{path}: cannot be written ({error.strerror}); free space or correct the permissions") from error
     return Packed(path, len(present), tuple(name for name in config.names() if name not in present))

@@ -16,7 +16,7 @@ from lib.archives import Damaged, check_zip
 from lib.config import Config
 from lib.datasets.head_capture import CaptureRecord
 from lib.errors import InputError
-from lib.files import make_folder
+from lib.files import make_folder, remove
 from lib.provenance import Provenance, provenance, read_provenance
 from lib.training.stage import AbstractStage
 
@@ -103,17 +103,19 @@ def save_checkpoint(
             _link_or_copy(partial, link)
             link.replace(copy)
         partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:
+        # torch, told of a full disk, complains of its place in the file.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
         for leftover in (partial, *links):
-            leftover.unlink(missing_ok=True)
-        raise InputError(f"{path}: the checkpoint of step {step} cannot be written ({error}); what was there before is "
+            remove(leftover)
+        raise InputError(f"{path}: the checkpoint of step {step} cannot be written ({cause}); what was there before is "
                          "untouched. Free space or fix permissions and run the same command again") from error
 
 
 def remove_leftovers(folder: Path, stage: str) -> None:
     """Deletes what a killed process had begun to write."""
     for leftover in folder.glob(f"{stage}_*.partial"):
-        leftover.unlink()
+        remove(leftover)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -1,8 +1,10 @@
 """What a run leaves behind: log file, TensorBoard, pictures, its folder of checkpoints."""
 
+import contextlib
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -58,11 +60,12 @@ class Recorder:
             make_folder(folder)
         write_config(resolved, self.config.run_folder / f"{self.stage}_config.yaml")
         try:
-            handlers = (logging.FileHandler(self.config.run_folder / f"{self.stage}.log"), logging.StreamHandler(sys.stdout))
-            self._writer = SummaryWriter(str(self.config.logdir), filename_suffix=f".{self.stage}")
+            handlers = (_LogFile(self.config.run_folder / f"{self.stage}.log"), logging.StreamHandler(sys.stdout))
         except OSError as error:
-            raise InputError(f"{error.filename or self.config.logdir}: cannot be written ({error.strerror}); correct recorder.logdir or "
-                             "recorder.checkpoint_path, or the permissions there") from error
+            raise InputError(f"{error.filename}: cannot be written ({error.strerror}); correct recorder.checkpoint_path, or the permissions "
+                             "there") from error
+        with self._told():
+            self._writer = SummaryWriter(str(self.config.logdir), filename_suffix=f".{self.stage}")
         for handler in handlers:
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
             self._log.addHandler(handler)
@@ -74,22 +77,46 @@ class Recorder:
     def scalars(self, values: dict[str, float], step: int) -> None:
         """Named numbers of one step."""
         if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{self.stage}/{name}", value, step)
+            with self._told():
+                for name, value in values.items():
+                    self._writer.add_scalar(f"{self.stage}/{name}", value, step)
 
     def picture(self, name: str, image: Float[Tensor, "3 H W"], step: int) -> None:
         """A picture to TensorBoard, and as <result>/<stage>_<name>.png where the newest replaces the last."""
         if self._writer is not None:
-            self._writer.add_image(f"{self.stage}/{name}", image.clamp(0.0, 1.0), step)
+            with self._told():
+                self._writer.add_image(f"{self.stage}/{name}", image.clamp(0.0, 1.0), step)
         write_image(self.config.result_folder / f"{self.stage}_{name}.png", image)
 
     def close(self) -> None:
-        """Flushes everything."""
-        if self._writer is not None:
-            self._writer.close()
+        """Flushes everything. Raises InputError where that is not possible."""
         for handler in list(self._log.handlers):
-            handler.close()
             self._log.removeHandler(handler)
+            with contextlib.suppress(OSError):  # told when the line was written
+                handler.close()
+        if self._writer is not None:
+            with self._told():
+                self._writer.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Errors of TensorBoard's files as InputError."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self.config.logdir}: TensorBoard's file cannot be written ({error.strerror}); free space, or correct "
+                             "recorder.logdir or the permissions there") from error
+
+
+class _LogFile(logging.FileHandler):
+    """A log whose failure ends the run, as that of any other of its files; logging alone would print tracebacks and go on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        raise InputError(f"{self.baseFilename}: cannot be written ({error.strerror}); free space or correct the permissions") from error
 
 
 def image_rows(rows: list[Float[Tensor, "B 3 H W"]]) -> Float[Tensor, "3 h w"]:

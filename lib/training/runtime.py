@@ -1,5 +1,6 @@
 """Where a run happens: device, seeds, signals, and how a script ends."""
 
+import errno
 import os
 import signal
 import sys
@@ -11,6 +12,9 @@ import torch
 
 from lib.errors import InputError, NumericalError, Stopped
 from lib.training.distributed import OtherFailed, count, is_first, is_first_to_fail, joined, leave, local_rank
+
+# What the disk or its owner refuses, wherever it comes up, is told as bad input is; other errors of the system are faults of this code.
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 def run(main: Callable[[], None], together: bool = False) -> None:
@@ -38,6 +42,13 @@ def _run(main: Callable[[], None]) -> int:
         if is_first_to_fail(error.exit_code):
             print(f"{new_line}error: {error}", file=sys.stderr, flush=True)
         return leave(error.exit_code)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        if is_first_to_fail(InputError.exit_code):
+            what = error.filename or "a file"
+            print(f"{new_line}error: {what}: {error.strerror}; free space or correct the permissions", file=sys.stderr, flush=True)
+        return leave(InputError.exit_code)
     except OtherFailed as failed:
         if str(failed) and is_first_to_fail(failed.exit_code):
             print(f"{new_line}error: {failed}", file=sys.stderr, flush=True)

@@ -66,12 +66,13 @@ def train(
     with RunLock(recorder.config.run_folder / f"{stage.name}.lock") if first else contextlib.nullcontext(), StopSignals() as signals:
         latest = recorder.config.run_folder / f"{stage.name}_latest"
         progress = resume(stage, batches.capture.record(), latest)
+        if first:
+            tidy(recorder, stage.name, progress)  # after a kill
         if progress.step >= steps:
             print(f"{stage.name} '{recorder.config.name}' is finished: {latest} has {progress.step} of {steps} steps. "
                   "Raise trainer.steps to go on, or choose another recorder.name")
             return
         if first:
-            remove_leftovers(recorder.config.run_folder, stage.name)
             recorder.open(stage.config)
         try:
             _Loop(stage, share, config, recorder, device, steps, profile).run(progress, signals)
@@ -253,21 +254,28 @@ class _Loop:
 
     def _save(self, progress: Progress, copies: list[Path]) -> None:
         """Replaces the latest checkpoint, unless a weight is broken: such a state is never saved over a good one."""
-        name, keep = self.stage.name, self.recorder.config.keep_last
+        name = self.stage.name
         broken = self.stage.broken_weights()
         if broken:
             raise NumericalError(f"{name}: after step {progress.step} the weights {broken} are not finite. {self._kept()} "
                                  "Start again with lower learning rates under another recorder.name")
         save_checkpoint(self.folder / f"{name}_latest", self.stage, progress.step, progress.best_psnr, progress.seconds,
                         self.data, copies)
-        write_seconds(self.recorder.config.result_folder, name, progress.seconds)
-        for old in sorted(self.folder.glob(f"{name}_step_*[0-9]"))[:-keep or None]:
-            old.unlink()
-
+        tidy(self.recorder, name, progress)
 
     def _kept(self) -> str:
         latest = self.folder / f"{self.stage.name}_latest"
         return f"The last good checkpoint is kept: {latest}." if latest.exists() else "Nothing was saved."
+
+
+def tidy(recorder: Recorder, stage: str, progress: Progress) -> None:
+    """What goes with the latest checkpoint: the time it took, no more older ones than wanted, and nothing that was begun before it."""
+    folder, keep = recorder.config.run_folder, recorder.config.keep_last
+    remove_leftovers(folder, stage)
+    if progress.step:
+        write_seconds(recorder.config.result_folder, stage, progress.seconds)
+        for old in sorted(folder.glob(f"{stage}_step_*[0-9]"))[:-keep or None]:
+            old.unlink()
 
 
 def _duration(seconds: float) -> str:

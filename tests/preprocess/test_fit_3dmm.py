@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks.fit import CONDITIONS, Condition, compare, detect, measure, perform, timed_fit
+from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig
 from lib.datasets.images import write_image
 from lib.datasets.layout import CaptureFolder
 from lib.errors import InputError
@@ -30,7 +31,7 @@ from preprocess.fit_report import landmarks_in_world, make_report
 from preprocess.fit_solver import Estimate, Problem
 from preprocess.fit_start import similarity, triangulate
 from tests.face_models import lookalikes
-from tests.tiny import CAMERAS, FRAMES
+from tests.tiny import CAMERAS, FRAMES, copy_subject, dataset_dict
 from tests.tiny import SIZE as TINY_SIZE
 
 FIVE = (1, 4, 7, 10, 14)
@@ -67,6 +68,16 @@ def subject(made, tmp_path):
 def command(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["fit_3dmm", *map(str, words)])
     fit_3dmm.main()
+
+
+def test_files_of_two_fits_are_not_trained_on(made, tmp_path):
+    subject = copy_subject(made.subject, tmp_path / "subject")
+    (subject / "params" / "fit.json").write_text(json.dumps({"complete": True}))
+    config = HeadCaptureConfig.model_validate(dataset_dict(subject))
+    HeadCapture(config)
+    (subject / "params" / "fit.json").write_text(json.dumps({"complete": False}))
+    with pytest.raises(InputError, match=rf"{subject}/params/fit\.json: .* frames of two fits are mixed; run python -m preprocess.fit_3dmm"):
+        HeadCapture(config)
 
 
 def test_a_subject_gets_the_parameters_it_was_made_with(made, subject, tmp_path, monkeypatch, capsys):

@@ -28,9 +28,10 @@ from lib.evaluation.measures import CrossMeasures, Flicker, TruthMeasures, exact
 from lib.evaluation.pictures import ShownPicture, worst_page
 from lib.evaluation.protocol import PROTOCOL_ID, Protocol, SplitContents, load_networks
 from lib.evaluation.report import SplitPages, summary_table, write_report
-from lib.evaluation.scores import Origin, PictureName, SplitScores, write_scores
+from lib.evaluation.scores import METRICS, Origin, PictureName, SplitScores, write_scores
 from lib.evaluation.submission import SubmissionConfig, pack, write_video
 from lib.evaluation.truth import contents, in_order, load_portion, without_expression
+from lib.files import RunLock
 from lib.metrics.psnr import psnr
 from lib.provenance import provenance
 from lib.training.checkpoint import Checkpoint
@@ -79,7 +80,8 @@ def evaluate(config: GaussianHeadTrainConfig) -> str:
     portion = max(1, min(MOST_PICTURES, PIXELS // size**2)) if device.type == "cuda" else 1
     sitting = Sitting(avatar, None if checkpoint.data is None else checkpoint.data.trained_face(), BatchRenderer(avatar, size, size),
                       config.recorder.result_folder, portion, loading_threads(config.trainer.workers, device, 1), config.evaluation.worst)
-    with exact():
+    with exact(), RunLock(sitting.folder / "evaluation.lock"):
+        (sitting.folder / METRICS).unlink(missing_ok=True)  # where it is, all is of one evaluation
         measured = [_against_truth(sitting, name, capture, pictures, measure) for name, pictures in splits.items()]
         held = {name: contents(capture, pictures) for name, pictures in splits.items()}
         if config.evaluation.cross is not None:
@@ -87,10 +89,9 @@ def evaluate(config: GaussianHeadTrainConfig) -> str:
             measured.append(_without_truth(sitting, driver))
             held["cross"] = _contents_of_driver(driver)
         packed = [] if config.evaluation.submission is None else [_submit(sitting, config.evaluation.submission)]
-    if not measured:
-        return "\n".join(packed)
-    origin = Origin(str(checkpoint.path), checkpoint.step, checkpoint.made_by, provenance(device), config.model_dump(mode="json"))
-    return "\n".join((*_written(config, sitting, measured, held, backbones, origin, time.perf_counter() - start), *packed))
+        origin = Origin(str(checkpoint.path), checkpoint.step, checkpoint.made_by, provenance(device), config.model_dump(mode="json"))
+        written = _written(config, sitting, measured, held, backbones, origin, time.perf_counter() - start) if measured else []
+    return "\n".join((*written, *packed))
 
 
 def _written(config: GaussianHeadTrainConfig, sitting: Sitting, measured: list[SplitPages], held: dict[str, SplitContents], backbones: dict,

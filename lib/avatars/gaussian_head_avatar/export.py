@@ -25,7 +25,7 @@ from lib.avatars.gaussian_head_avatar.splat_export import write_splats
 from lib.datasets.driving import DrivingFrame, DrivingSequence, front_camera
 from lib.datasets.images import to_uint8
 from lib.errors import InputError
-from lib.files import make_folder, write_whole
+from lib.files import RunLock, make_folder, write_whole
 from lib.geometry.head_pose import HeadPose
 from lib.render.gaussian.projection import LOW_PASS
 from lib.training.bundle import Leaflet, write_bundle
@@ -75,8 +75,9 @@ class Poses:
         """One file per moment. Those of an earlier, perhaps longer sequence are removed."""
         paths = [folder / f"{stem}{suffix}" for stem in self.stems]
         if paths[0].parent != folder:
-            for old in paths[0].parent.glob(f"[0-9]*{suffix}"):
-                old.unlink()
+            for old in paths[0].parent.glob("[0-9]*"):
+                if old.name.removesuffix(".partial").endswith(suffix):
+                    old.unlink()
         return paths
 
 
@@ -87,10 +88,11 @@ def export(config: ExportConfig) -> Path:
     """
     folder = make_folder(config.recorder.result_folder / "export")
     report_path = folder / f"{config.format}.json"
-    report_path.unlink(missing_ok=True)
     exporters = {"ply": _export_splats, "bundle": _export_bundle, "obj": _export_meshes, "gltf": _export_meshes, "published": _export_published}
-    report = {"format": config.format} | exporters[config.format](config, folder)
-    write_whole(report_path, json.dumps(report, indent=1))
+    with RunLock(folder / f"{config.format}.lock"):
+        report_path.unlink(missing_ok=True)
+        report = {"format": config.format} | exporters[config.format](config, folder)
+        write_whole(report_path, json.dumps(report, indent=1))
     return report_path
 
 

@@ -179,7 +179,7 @@ def film(renderer: AvatarRenderer, driver: DrivingSequence, config: VideoConfig,
     Raises InputError when a picture is not finite or something cannot be read or written.
     """
     for old in (folder / "frames").glob("[0-9]*.*"):  # of an earlier, perhaps longer driver
-        if old.suffix in (".png", ".jpg"):
+        if old.name.removesuffix(".partial").endswith((".png", ".jpg")):
             old.unlink()
     frames = config.frames != "none"
     shown = set(spread(list(range(len(driver))), config.sheet_columns * config.sheet_rows))

@@ -17,7 +17,7 @@ from lib.avatars.gaussian_head_avatar.renderer import AvatarRenderer
 from lib.datasets.driving import DrivingSequence
 from lib.datasets.retarget import TrainedFace
 from lib.errors import InputError
-from lib.files import write_whole
+from lib.files import RunLock, write_whole
 from lib.networks.precision import Precision
 from lib.networks.upsampler import UpsamplerConfig
 from lib.provenance import Provenance, provenance
@@ -92,11 +92,13 @@ def reenact(config: ReenactmentConfig) -> Path:
     renderer = AvatarRenderer(avatar, size, size, config.precision, coarse_only=not config.super_resolution)
     print(f"reenactment: {len(driver)} frames of {renderer.width}x{renderer.height}, smoothing {config.dataset.smoothing}, "
           f"camera {config.dataset.camera_mode}, head pose {driver.head_pose_mode}, pose code {config.dataset.pose_code_mode}, on {device}")
-    print(f"reenactment: {film(renderer, driver, config.video, folder)}")
-    write_whole(folder / ORIGIN, json.dumps({
-        "avatar": str(config.avatar_path), "step": loaded.step,
-        "trained_by": loaded.made_by and dataclasses.asdict(loaded.made_by),
-        "drawn_by": dataclasses.asdict(provenance(device)),
-        "driver": list(map(str, driver.files)), "config": config.model_dump(mode="json")}, indent=1))
-    write_seconds(folder, "reenactment", time.perf_counter() - start)
+    with RunLock(folder / "reenactment.lock"):
+        (folder / ORIGIN).unlink(missing_ok=True)  # where it is, all is of one run
+        print(f"reenactment: {film(renderer, driver, config.video, folder)}")
+        write_seconds(folder, "reenactment", time.perf_counter() - start)
+        write_whole(folder / ORIGIN, json.dumps({
+            "avatar": str(config.avatar_path), "step": loaded.step,
+            "trained_by": loaded.made_by and dataclasses.asdict(loaded.made_by),
+            "drawn_by": dataclasses.asdict(provenance(device)),
+            "driver": list(map(str, driver.files)), "config": config.model_dump(mode="json")}, indent=1))
     return folder
