@@ -1,5 +1,6 @@
 """Numbers in npz, npy and JSON files: arrays that are complete, finite and of the expected shape, or an error that names them; whole when written."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any

@@ -153,8 +153,8 @@ class CaptureFolder:
     def require_whole_fit(self) -> None:
         """Raises InputError where the last 3DMM fit was interrupted while it replaced the files of an earlier one."""
         try:
-            said = json.loads(self.fit_path().read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # absent, or edited by hand: only the fit itself says this
+            said = read_json(self.fit_path())
+        except InputError:  # absent, or edited by hand: only the fit itself says this
             return
         if isinstance(said, dict) and said.get("complete") is False:
             raise InputError(f"{self.fit_path()}: the last 3DMM fit was interrupted while it replaced files, so that frames of two fits are mixed; "

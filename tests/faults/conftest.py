@@ -12,7 +12,10 @@ LEDGER = Ledger()
 
 
 def pytest_configure(config):
+    """The marker of cases, and how many examples a property is tried on: the same ones every time."""
     config.addinivalue_line("markers", "cases(all, few): values of `name` with --long, and without")
+    settings.register_profile("faults", derandomize=True, deadline=None, max_examples=300 if config.getoption("--long") else 30,
+                              suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def pytest_generate_tests(metafunc):
@@ -31,12 +34,6 @@ def ledger() -> Ledger:
 def long(request) -> bool:
     """Whether the whole battery was asked for."""
     return request.config.getoption("--long")
-
-
-def pytest_configure(config):
-    """How many examples a property is tried on: the same ones every time."""
-    settings.register_profile("faults", derandomize=True, deadline=None, max_examples=300 if config.getoption("--long") else 30,
-                              suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @pytest.fixture(scope="session")
