@@ -166,7 +166,7 @@ def _live(command: Command, event: int | None, then: Then, told: Connection) -> 
 
 def on_changes(place: Path, call: Callable[[], None]) -> None:
     """Calls it whenever this process is about to open for writing, rename, link or remove something in `place`."""
-    inside = str(place.resolve())
+    inside = f"{place.resolve()}{os.sep}"
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and not (isinstance(arguments[0], str) and (arguments[2] or 0) & WRITING):
