@@ -181,8 +181,8 @@ def test_killed_while_replacing_a_fit_a_mixture_is_told(workshop: Workshop, ledg
         old = {name: b"old" for name in made if name != "fit.json"}
         for name, data in old.items():
             write_whole(folder.root / "params" / name, data)
-        # The last changes are one for each of these files, and some of the reports.
-        victim = Victim(command, reference.changes - chance.randint(len(old) // 2, len(old)), "stop")
+        # The last changes are one for each of these files, then nearly as many of the reports.
+        victim = Victim(command, reference.changes - chance.randint(5 * len(old) // 4, 7 * len(old) // 4), "stop")
         assert victim.wait_for_event() and victim.kill()
         there = {name: data for name, data in files(folder.root / "params").items() if name in old}
         try:
