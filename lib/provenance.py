@@ -33,9 +33,11 @@ class Provenance:
 def read_provenance(value: Any) -> Provenance | None:
     """What `asdict` wrote of one; None where it is something else, as in files of older code."""
     try:
-        return Provenance(**value)
-    except TypeError:
+        found = Provenance(**value)
+        texts = [found.commit or "", found.device, *found.versions, *found.versions.values()]
+    except (TypeError, AttributeError):
         return None
+    return found if all(isinstance(text, str) for text in texts) else None
 
 
 @functools.cache

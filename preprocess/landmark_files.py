@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from lib.datasets.arrays import parse_arrays, read_bytes, read_json
 from lib.datasets.head_capture import Picture
 from lib.datasets.layout import CaptureFolder
 from lib.errors import InputError
@@ -44,11 +45,16 @@ def read_existing(source: Path, folder: CaptureFolder, pictures: list[Picture], 
     published = source / "landmarks" if (source / "landmarks").is_dir() else source
     if any(published.glob("*/lmk_*.npy")):
         return _read_published(CaptureFolder(published.parent), published, pictures, original)
-    for place in (source, source / "landmark2d", *(source / "landmark2d" / name for name in VHAP_DETECTORS)):
+    for place in _vhap_places(source):
         if any(_holds_landmarks(path) for path in place.glob("*.npz")):
             return _read_vhap(place, folder, pictures, original)
+    others = [str(path) for place in _vhap_places(source) for path in sorted(place.glob("*.npz"))]
     raise InputError(f"--from: {source}: expected landmarks/<frame>/lmk_<camera>.npy or VHAP's landmark2d/{{face-alignment,STAR}}/<camera>.npz; "
-                     "found neither")
+                     f"found {f'{others[0]} without face_landmark_2d' if others else 'neither'}")
+
+
+def _vhap_places(source: Path) -> tuple[Path, ...]:
+    return source, source / "landmark2d", *(source / "landmark2d" / name for name in VHAP_DETECTORS)
 
 
 def write_points(folder: CaptureFolder, picture: Picture, points: Float[NDArray, "68 3"]) -> None:
@@ -67,12 +73,10 @@ def read_detector(folder: CaptureFolder) -> str | None:
     """What the landmarks of a folder were found with; None where it does not say."""
     path = folder.detector_path()
     try:
-        name = json.loads(path.read_text(encoding="utf-8"))["detector"]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        name = read_json(path)["detector"] if path.exists() else None
+    except (LookupError, TypeError) as error:
         raise InputError(f'{path}: expected {{"size": 2048, "detector": "..."}}, found something else ({type(error).__name__}: {error})') from error
-    return str(name)
+    return None if name is None else str(name)
 
 
 def detected(folder: CaptureFolder, pictures: list[Picture]) -> list[Picture]:
@@ -159,22 +163,14 @@ def _vhap_frames(place: Path, folder: CaptureFolder) -> tuple[list[str], str]:
 
 
 def _holds_landmarks(path: Path) -> bool:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return "face_landmark_2d" in archive
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read as a numpy file ({error}); copy or write it again") from error
+    return "face_landmark_2d" in parse_arrays(path, read_bytes(path))
 
 
-def _load(path: Path, key: str | None = None) -> NDArray:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if key is None:
-            return np.asarray(loaded)
-        with loaded:
-            return loaded[key]
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise InputError(f"{path}: cannot be read as a numpy file ({error}); copy or write it again") from error
+def _load(path: Path, key: str = "") -> NDArray:
+    arrays = parse_arrays(path, read_bytes(path))
+    if key not in arrays:
+        raise InputError(f"{path}: expected {f'an array {key!r}' if key else 'one array'}, found {sorted(arrays)}; copy or write it again")
+    return arrays[key]
 
 
 def _checked(path: Path, array: NDArray, shape: tuple[int, ...], why: str = "") -> Float[NDArray, "*S 3"]:

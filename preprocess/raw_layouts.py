@@ -6,16 +6,15 @@
 """
 
 import glob
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from lib.datasets.layout import by_number
+from lib.datasets.arrays import finite, parse_arrays, read_bytes, read_json
+from lib.datasets.layout import by_number, checked_camera
 from lib.errors import InputError
 from lib.files import name_fault
 from lib.geometry.camera import Camera
@@ -153,13 +152,13 @@ def _listed(names: list[str]) -> str:
 
 def _read_calibration(path: Path) -> dict[str, Camera]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         poses = {str(camera): np.array(pose, dtype=np.float64) for camera, pose in data["world_2_cam"].items()}
         shared = data["intrinsics"]
         intrinsics = {camera: np.array(shared[camera] if isinstance(shared, dict) else shared, dtype=np.float64) for camera in poses}
         # Without a size, the matrix is one of the full pictures of the rig.
         width, height = int(data.get("width", RAW_WIDTH)), int(data.get("height", RAW_HEIGHT))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f'{path}: expected {{"world_2_cam": {{serial: 4x4}}, "intrinsics": 3x3}}, found something else '
                          f"({type(error).__name__}: {error})") from error
     strange = [name for name in poses if name_fault(name)]
@@ -173,20 +172,17 @@ def _read_calibration(path: Path) -> dict[str, Camera]:
 def _camera(path: Path, name: str, pose: Float[NDArray, "4 4"], intrinsics: Float[NDArray, "3 3"], width: int, height: int) -> Camera:
     if pose.shape not in ((4, 4), (3, 4)) or intrinsics.shape != (3, 3) or not (np.isfinite(pose).all() and np.isfinite(intrinsics).all()):
         raise InputError(f"{path}: camera '{name}': expected a finite 4x4 pose and 3x3 intrinsics, found shapes {pose.shape} and {intrinsics.shape}")
-    rotation = pose[:3, :3]
-    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.linalg.det(rotation) < 0:
-        raise InputError(f"{path}: 'world_2_cam' of camera '{name}' is not a rotation and a translation; expected world->camera, OpenCV axes")
-    if intrinsics[0, 0] <= 0 or intrinsics[1, 1] <= 0:
-        raise InputError(f"{path}: 'intrinsics' of camera '{name}': focal lengths must be positive pixels")
-    return Camera(torch.from_numpy(pose[None, :3].astype(np.float32)), torch.from_numpy(intrinsics[None].astype(np.float32)), width, height)
+    name = f"{path}: camera '{name}'"
+    extrinsic, lens = checked_camera(name, *(finite(name, value, None) for value in (pose[:3], intrinsics)))
+    return Camera(extrinsic[None], lens[None], width, height)
 
 
 def _read_affine(path: Path) -> AffineColor:
     try:
-        stored = np.load(path, allow_pickle=False).astype(np.float64)
-        if stored.shape[0] < 3 or stored.shape[1] != 4 or not np.isfinite(stored).all():
-            raise ValueError(f"an array of shape {stored.shape}")
-    except (OSError, ValueError, IndexError, AttributeError) as error:
+        stored = finite(str(path), parse_arrays(path, read_bytes(path)).get(""), (None, 4), np.float64)
+        if len(stored) < 3:
+            raise InputError(f"{path}: found shape {stored.shape}")
+    except InputError as error:
         raise InputError(f"{path}: expected an affine colour correction of shape (4, 4), found something else ({error}); "
                          "without these files give --color none") from error
     return AffineColor(stored[:3, :3], stored[:3, 3])
@@ -194,8 +190,8 @@ def _read_affine(path: Path) -> AffineColor:
 
 def _read_cheung(path: Path, cameras: list[str]) -> dict[str, ColorCorrection]:
     try:
-        stored = {str(camera): np.array(matrix, dtype=np.float64) for camera, matrix in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        stored = {str(camera): np.array(matrix, dtype=np.float64) for camera, matrix in read_json(path).items()}
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: expected {{serial: matrix}} ({error}); without this file give --color none") from error
     colors: dict[str, ColorCorrection] = {}
     for camera in cameras:

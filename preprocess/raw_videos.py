@@ -42,7 +42,8 @@ def read_video(path: Path) -> Video:
             stamps = [packet.pts for packet in packets if not packet.is_discard]
             unit, size = Fraction(stream.time_base or 0), (stream.codec_context.width, stream.codec_context.height)
             lost = max(0, stream.frames - len(packets))
-    except (OSError, av.error.FFmpegError) as error:
+    # Beyond FFmpeg's own: a stream without codec has no size, a name in the file may be no text.
+    except (OSError, av.error.FFmpegError, AttributeError, ValueError, MemoryError) as error:
         raise InputError(f"{path}: cannot be opened as a video ({getattr(error, 'strerror', None) or error}); is it cut off? "
                          "Copy or download it again") from error
     if not stamps or None in stamps or not unit or len(set(stamps)) < len(stamps):
@@ -70,7 +71,7 @@ def decode(video: Video, wanted: frozenset[int], threads: int) -> Iterator[tuple
                     yield frame.pts, np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90.0))) if frame.rotation else pixels
                     if not missing:
                         return
-    except (OSError, av.error.FFmpegError) as error:
+    except (OSError, av.error.FFmpegError, ValueError, MemoryError) as error:
         raise InputError(f"{video.path}: cannot be decoded from {video.seconds(min(missing, default=0)):.3f} s on "
                          f"({getattr(error, 'strerror', None) or error}); {_WAY_OUT}") from error
     if missing:

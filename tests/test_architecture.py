@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
-    "errors", "files", "provenance", "kernels", "tensors", "config", "geometry", "face_models", "networks", "gaussians", "datasets", "render",
-    "losses", "metrics", "training", "jobs", "evaluation", "avatars",
+    "errors", "files", "archives", "provenance", "kernels", "tensors", "config", "geometry", "face_models", "networks", "gaussians", "datasets",
+    "render", "losses", "metrics", "training", "jobs", "evaluation", "avatars",
 ]
 FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "helpers", "helper"}
 FILES = sorted((ROOT / "lib").rglob("*.py"))

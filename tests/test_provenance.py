@@ -62,6 +62,9 @@ def test_it_survives_json_and_names_what_differs():
         f"commit c0ffee, here {one.commit}", "device NVIDIA H200, here cpu", f"torch 2.8.0, here {one.versions['torch']}"]
 
 
-@pytest.mark.parametrize("value", [None, {"torch": "2.8"}, [1], "text"])
-def test_files_of_older_code_have_none(value):
+@pytest.mark.parametrize("value", [
+    None, {"torch": "2.8"}, [1], "text", {"commit": None, "device": "cpu", "versions": 3}, {"commit": 1, "device": "cpu", "versions": {}},
+    {"commit": None, "device": "cpu", "versions": {"torch": 2.8}},
+])
+def test_files_of_older_code_and_damaged_ones_have_none(value):
     assert read_provenance(value) is None

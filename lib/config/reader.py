@@ -18,7 +18,8 @@ from lib.files import write_whole
 
 ConfigType = TypeVar("ConfigType", bound=Config)
 Key = tuple[str | int, ...]
-MOST_KEYS = 20_000  # of a file; names for values (&a, *a) can make millions of a few lines
+MOST_VALUES = 20_000  # that a file may hold, aliases counted as often as they are used: ten lines of aliases can stand for 10^9
+SHOWN = 200  # characters of a wrong value in a message
 
 
 @dataclass(frozen=True)
@@ -103,19 +104,39 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
         raise InputError(f"{path}: cannot read the configuration ({error.strerror}); give an existing YAML file") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a UTF-8 text file ({error}); is it a YAML file?") from error
-    loader, places = _Loader(text), dict[Key, str]()
+    places: dict[Key, str] = {}
     try:
-        node = loader.get_single_node()
-        if node is not None:
-            _locate(node, (), str(path), places)
-        values = loader.construct_document(node) if node is not None else {}
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    finally:
-        loader.dispose()
+        values = _construct(text, str(path), places)
+    except _BROKEN as error:
+        raise InputError(f"{path}: not valid YAML: {_reason(error)}") from error
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
+    odd = [key for key in values if not isinstance(key, str)]
+    if odd:
+        raise InputError(f"{path}: expected keys that are names, found {odd[0]!r}")
     return values, places
+
+
+# What PyYAML raises, for odd tags and dates too.
+_BROKEN = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
+
+
+def _reason(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+
+
+def _construct(text: str, path: str, places: dict[Key, str]) -> Any:
+    """The value of a YAML document; fills `places`. Raises one of _BROKEN."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _locate(node, (), path, places)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
 def _merged(values: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
@@ -128,9 +149,12 @@ def _merged(values: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
 
 
 def _locate(node: yaml.Node, key: Key, path: str, places: dict[Key, str]) -> None:
-    """Fills `places`: dotted key -> "file:line"; a key written twice is an error, as one of the two would be lost."""
-    if len(places) > MOST_KEYS:
-        raise InputError(f"{path}: more than {MOST_KEYS} keys and values; does it name values that name others (&a, *a)?")
+    """Fills `places`: dotted key -> "file:line"; a key written twice is an error, as one of the two would be lost.
+
+    Goes where aliases lead, as often as they do: more than MOST_VALUES, or a value that holds itself, is an error.
+    """
+    if len(places) > MOST_VALUES:
+        raise yaml.YAMLError(f"more than {MOST_VALUES} values, with aliases counted as often as they are used")
     if isinstance(node, yaml.MappingNode):
         for name, value in node.value:
             inner = (*key, str(name.value))
@@ -158,9 +182,9 @@ def _apply_override(values: dict[str, Any], override: str, places: dict[Key, str
         if not isinstance(section, dict):
             raise InputError(f"command line: {name}: '{'.'.join(keys[:position + 1])}' is not a section")
     try:
-        section[keys[-1]] = yaml.load(text, Loader=_Loader)  # noqa: S506 (derived from SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"command line: {name}: not a YAML value: '{text}'") from error
+        section[keys[-1]] = _construct(text, "command line", {})
+    except _BROKEN as error:
+        raise InputError(f"command line: {name}: not a YAML value: '{text[:SHOWN]}' ({_reason(error)})") from error
     for position in range(1, len(keys) + 1):
         places[keys[:position]] = "command line"
 
@@ -176,7 +200,8 @@ def _explain(problem: Any, schema: type[BaseModel], places: dict[Key, str], path
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{prefix}: {message}"
-    return f"{prefix}: {message[0].lower()}{message[1:]}, found {problem['input']!r}"
+    found = repr(problem["input"])
+    return f"{prefix}: {message[0].lower()}{message[1:]}, found {found if len(found) <= SHOWN else found[:SHOWN] + ' ...'}"
 
 
 def _suggest(name: str, section: Key, schema: type[BaseModel]) -> str:

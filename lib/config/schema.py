@@ -18,6 +18,6 @@ Name = Annotated[str, AfterValidator(_checked)]  # of a run, a camera, a sequenc
 
 
 class Config(BaseModel):
-    """Immutable section of a YAML file: unknown keys are refused, every field carries one line of documentation."""
+    """Immutable section of a YAML file: unknown keys are refused, numbers are finite, every field carries one line of documentation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False, validate_default=True)

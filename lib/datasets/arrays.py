@@ -1,18 +1,16 @@
 """Numbers in npz, npy and JSON files: arrays that are complete, finite and of the expected shape, or an error that names them; whole when written."""
 
 import io
-import zipfile
-import zlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lib.archives import Damaged, arrays_in
 from lib.errors import InputError, NotFiniteError
 from lib.files import write_whole
-
-MOST_BYTES = 1 << 32  # of the arrays in one file; a packed one can promise a thousand times its size
 
 
 def read_bytes(path: Path, missing: str = "correct the path or copy the file there") -> bytes:
@@ -42,17 +40,17 @@ def write_arrays(path: Path, **arrays: NDArray) -> None:
 def parse_arrays(path: Path, data: bytes) -> dict[str, NDArray]:
     """Arrays of an npz by name, of an npy under the name ''. Never unpickles. Raises InputError for anything else."""
     try:
-        loaded = np.load(io.BytesIO(data), allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"": loaded}
-        with loaded:
-            promised = sum(entry.file_size for entry in loaded.zip.infolist())
-            if promised > MOST_BYTES:
-                raise ValueError(f"it promises {promised} bytes, more than {MOST_BYTES}")
-            return {name: loaded[name] for name in loaded.files}
-    # RuntimeError: a flipped bit can claim encryption or an unknown compression.
-    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        return arrays_in(data)
+    except Damaged as error:
         raise InputError(f"{path}: cannot be read as a numpy file ({error}); write it again") from error
+
+
+def read_json(path: Path, missing: str = "correct the path or copy the file there") -> Any:
+    """The content of a JSON file; NaN is left to who looks at numbers. Raises InputError for anything else."""
+    try:
+        return json.loads(read_bytes(path, missing).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not a complete JSON file ({error}); write it again") from error
 
 
 def numbers(path: Path, archive: dict[str, NDArray], shape: tuple[int | None, ...] | None, key: str = "") -> NDArray[np.float32]:
@@ -98,7 +96,7 @@ def shaped(name: str, value: Any, shape: tuple[int | None, ...] | None, dtype: t
     if shape is not None and (array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True))):
         expected = "(" + ", ".join("any" if want is None else str(want) for want in shape) + ")"
         raise InputError(f"{name}: expected shape {expected}, found {array.shape}")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # told below
         array = array.astype(dtype)
     if array.size == 0:
         raise InputError(f"{name}: the array is empty (shape {array.shape})")

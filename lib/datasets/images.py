@@ -1,6 +1,7 @@
 """Image files <-> tensors: complete decoding or an error, and resampling."""
 
 import contextlib
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from lib.errors import InputError
 from lib.files import write_whole
 
 JPEG_QUALITY = 95
+MOST_PIXELS = 1 << 28  # of one picture: more is a mistake, or meant to fill the memory
+# No picture can be larger: deflate (PNG) packs 1032 bytes into one, and a JPEG spends a bit on every 8x8 pixels at least.
+PIXELS_PER_BYTE = {b"\x89P": 1032 * 8, b"\xff\xd8": 512}
 TAIL = 4096  # bytes at the end of a file in which its end marker lies, zeros that some writers append included
 # The last bytes of a complete file. OpenCV fills the missing part of a cut JPEG with grey and says nothing.
 _ENDINGS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
@@ -36,10 +40,11 @@ def read_image(path: Path) -> UInt8[Tensor, "3 H W"]:
     with _told(path):
         data = path.read_bytes()
     _expect_whole(path, data[:2], data, len(data))
+    _expect_possible(path, data)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:  # more than 2^30 pixels
-        raise InputError(f"{path}: cannot be decoded ({error.err}); write the image again") from error
+    except cv2.error:
+        pixels = None
     if pixels is None:
         raise InputError(f"{path}: cannot be decoded; write the image again")
     planes = np.empty((3, *pixels.shape[:2]), dtype=np.uint8)
@@ -66,6 +71,28 @@ def _expect_whole(path: Path, start: bytes, tail: bytes, size: int) -> None:
         raise InputError(f"{path}: expected a JPEG or PNG, found {size} bytes that are neither; write the image again")
     if not tail.rstrip(b"\0").endswith(ending):
         raise InputError(f"{path}: the image is cut off ({size} bytes, no end marker); copy or extract it again")
+
+
+def _expect_possible(path: Path, data: bytes) -> None:
+    """Raises InputError, before memory is taken, for a picture that is too large, or larger than so few bytes can tell."""
+    width, height = _declared_size(data)
+    if width * height > min(MOST_PIXELS, PIXELS_PER_BYTE[data[:2]] * len(data)):
+        raise InputError(f"{path}: its header says {width}x{height} pixels, which {'is too large' if width * height > MOST_PIXELS else 'do not fit'} "
+                         f"into {len(data)} bytes; write the image again")
+
+
+def _declared_size(data: bytes) -> tuple[int, int]:
+    """Width and height as the header tells them; (0, 0) where it does not."""
+    if data.startswith(b"\x89P"):
+        return struct.unpack(">II", data[16:24]) if len(data) >= 24 else (0, 0)
+    place = 2
+    while place + 9 <= len(data) and data[place] == 0xFF:
+        kind, length = data[place + 1], int.from_bytes(data[place + 2:place + 4], "big")
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # a frame header; the others are tables
+            height, width = struct.unpack(">HH", data[place + 5:place + 9])
+            return width, height
+        place += 1 if kind == 0xFF else 2 + length
+    return 0, 0
 
 
 def resize(image: UInt8[Tensor, "C H W"], size: int) -> UInt8[Tensor, "C S S"]:

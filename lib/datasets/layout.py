@@ -10,11 +10,12 @@
     <subject>/expressionless/<frame>/{image,mask}_<camera>.jpg   synthetic subjects only: the truth with expression 0
 """
 
-import json
+import math
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lib.datasets.arrays import numbers, parse_arrays, read_bytes
+from lib.datasets.arrays import numbers, parse_arrays, read_bytes, read_json
 from lib.errors import InputError
 from lib.tensors import TensorBundle
 
@@ -152,8 +153,8 @@ class CaptureFolder:
     def require_whole_fit(self) -> None:
         """Raises InputError where the last 3DMM fit was interrupted while it replaced the files of an earlier one."""
         try:
-            said = json.loads(self.fit_path().read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # absent, or edited by hand: only the fit itself says this
+            said = read_json(self.fit_path())
+        except InputError:  # absent, or edited by hand: only the fit itself says this
             return
         if isinstance(said, dict) and said.get("complete") is False:
             raise InputError(f"{self.fit_path()}: the last 3DMM fit was interrupted while it replaced files, so that frames of two fits are mixed; "
@@ -191,10 +192,9 @@ class CaptureFolder:
         if not path.exists():
             return None
         try:
-            rows = json.loads(path.read_text(encoding="utf-8"))["frames"]
-            records = [FrameRecord(str(row["frame"]), str(row["sequence"]), float(row["time"])) for row in rows]
+            records = [_record(row) for row in read_json(path)["frames"]]
             by_frame = {record.frame: record for record in records}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
             raise InputError(f'{path}: expected {{"frames": [{{"frame": "0000", "sequence": "EXP-2-eyes", "time": 0.0}}, ...]}}, '
                              f"found something else ({type(error).__name__}: {error})") from error
         if len(by_frame) < len(records):
@@ -256,10 +256,10 @@ class CaptureFolder:
         if not path.exists():
             return next((size for size in DETECTOR_SIZES if reach <= size < original), original)
         try:
-            size = json.loads(path.read_text(encoding="utf-8"))["size"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            size = read_json(path)["size"]
+        except (LookupError, TypeError) as error:
             raise InputError(f'{path}: expected {{"size": 2048, "detector": "..."}}, found another ({type(error).__name__}: {error})') from error
-        if not isinstance(size, int) or size < 1:
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise InputError(f"{path}: 'size': expected a positive number of pixels, found {size!r}")
         return size
 
@@ -272,11 +272,9 @@ def read_camera_file(path: Path) -> tuple[Float[Tensor, "3 4"], Float[Tensor, "3
 def read_camera_path_file(path: Path) -> tuple[Float[Tensor, "K 3 4"], Float[Tensor, "K 3 3"]]:
     """A camera path: json {"cameras": [{"extrinsic": 3 rows of 4, "intrinsic": 3 rows of 3}, ...]}, evenly spaced in time."""
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["cameras"]
+        rows = read_json(path, "README, 'Reenactment', says what it holds")["cameras"]
         archives = [{name: np.asarray(row[name], dtype=np.float64) for name in ("extrinsic", "intrinsic")} for row in rows]
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: file is missing; README, 'Reenactment', says what it holds") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise InputError(f'{path}: expected {{"cameras": [{{"extrinsic": 3 rows of 4 numbers, "intrinsic": 3 rows of 3}}, ...]}}, '
                          f"found something else ({type(error).__name__}: {error})") from error
     if not archives:
@@ -286,16 +284,21 @@ def read_camera_path_file(path: Path) -> tuple[Float[Tensor, "K 3 4"], Float[Ten
 
 
 def _checked_camera(path: Path, archive: dict[str, NDArray]) -> tuple[Float[Tensor, "3 4"], Float[Tensor, "3 3"]]:
-    extrinsic = numbers(path, archive, (3, 4), "extrinsic")
-    intrinsic = numbers(path, archive, (3, 3), "intrinsic")
+    return checked_camera(str(path), numbers(path, archive, (3, 4), "extrinsic"), numbers(path, archive, (3, 3), "intrinsic"))
+
+
+def checked_camera(
+    name: str, extrinsic: Float[NDArray, "3 4"], intrinsic: Float[NDArray, "3 3"]
+) -> tuple[Float[Tensor, "3 4"], Float[Tensor, "3 3"]]:
+    """The same as float32 tensors. Raises InputError, naming `name`, for what is no rotation or has no positive focal lengths."""
     rotation = extrinsic[:, :3].astype(np.float64)
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3:
-        raise InputError(f"{path}: 'extrinsic': its left 3x3 block is not a rotation; expected world->camera, OpenCV axes")
+        raise InputError(f"{name}: 'extrinsic': its left 3x3 block is not a rotation; expected world->camera, OpenCV axes")
     if np.linalg.det(rotation) < 0:
-        raise InputError(f"{path}: 'extrinsic': one axis is mirrored (its left 3x3 block has determinant -1, so it is not a rotation); expected "
+        raise InputError(f"{name}: 'extrinsic': one axis is mirrored (its left 3x3 block has determinant -1, so it is not a rotation); expected "
                          "world->camera, OpenCV axes (x right, y down, z forward): turning y over turns z over too")
     if intrinsic[0, 0] <= 0 or intrinsic[1, 1] <= 0:
-        raise InputError(f"{path}: 'intrinsic': focal lengths must be positive pixels, found {intrinsic[0, 0]} and {intrinsic[1, 1]}")
+        raise InputError(f"{name}: 'intrinsic': focal lengths must be positive pixels, found {intrinsic[0, 0]} and {intrinsic[1, 1]}")
     return torch.from_numpy(extrinsic), torch.from_numpy(intrinsic)
 
 
@@ -309,6 +312,14 @@ def read_params_file(path: Path) -> FrameParams:
     if scale.shape != (1,) or scale[0] <= 0:
         raise InputError(f"{path}: 'scale': expected one positive number of shape (1,) or (1,1), found {scale.tolist()}")
     return FrameParams(torch.from_numpy(expression), torch.from_numpy(pose), torch.from_numpy(scale), stored_scale.shape)
+
+
+def _record(row: Any) -> FrameRecord:
+    """One row of frames.json. Raises ValueError, KeyError or TypeError for what is none."""
+    frame, sequence, time = row["frame"], row["sequence"], float(row["time"])
+    if not isinstance(frame, str | int) or not isinstance(sequence, str | int) or not math.isfinite(time):
+        raise ValueError(f"found frame {frame!r}, sequence {sequence!r}, time {time}")
+    return FrameRecord(str(frame), str(sequence), time)
 
 
 def _image_stem(camera: str, kind: str, lowres: bool) -> str:

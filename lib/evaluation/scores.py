@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lib.datasets.arrays import read_json
 from lib.errors import InputError
 from lib.evaluation.protocol import Protocol
 from lib.files import write_whole
@@ -152,13 +153,10 @@ def read_result(folder: Path) -> Result:
     """Raises InputError where there is no result, or one that does not say by which protocol it was measured."""
     path = folder / METRICS if folder.is_dir() else folder
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, "expected a result folder that evaluate.py wrote, e.g. results/<name>")
         stored = content.get("protocol")
-        means = {split: {name: value for name, value in content[split].items() if value is None or isinstance(value, int | float)}
-                 for split in (stored or {}).get("splits", ())}
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; expected a result folder that evaluate.py wrote, e.g. results/<name>") from error
-    except (OSError, ValueError, LookupError, AttributeError) as error:
+        means = {split: _means(content[split]) for split in (stored or {}).get("splits", ())}
+    except (LookupError, AttributeError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: cannot be read as a result of evaluate.py ({type(error).__name__}: {error}); measure again") from error
     if stored is None:
         raise InputError(f"{path}: does not say by which protocol it was measured (older than protocol ids); run evaluate.py again")
@@ -167,3 +165,12 @@ def read_result(folder: Path) -> Result:
     except ValueError as error:  # of pydantic
         known = stored.get("id", "?") if isinstance(stored, dict) else "?"
         raise InputError(f"{path}: its protocol '{known}' is none that this code knows; run evaluate.py again") from error
+
+
+def _means(split: dict[str, object]) -> dict[str, float | None]:
+    """The numbers of a split. Raises ValueError for one that is not finite, which is never written."""
+    means = {name: None if value is None else float(value) for name, value in split.items() if value is None or isinstance(value, int | float)}
+    wrong = [name for name, value in means.items() if value is not None and not math.isfinite(value)]
+    if wrong:
+        raise ValueError(f"'{wrong[0]}' is not finite")
+    return means

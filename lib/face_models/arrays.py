@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from lib.errors import InputError
 from lib.face_models.contract import FaceModel, vertex_landmarks
 
+LARGEST = 1e30  # of any number in a face model: sums and products of it are finite in float32
+
 
 def array(path: Path, content: dict[str, Any], key: str, width: int | None = None) -> NDArray:
     """A numeric array of a file; with `width`, at least that many entries of the last dimension, of which the first are taken.
@@ -18,8 +20,13 @@ def array(path: Path, content: dict[str, Any], key: str, width: int | None = Non
     """
     if key not in content:
         raise InputError(f"{path}: '{key}' is missing; found {', '.join(sorted(content))}. Is it another version of the model?")
-    value = np.asarray(content[key])
-    if value.dtype.kind not in "fiu" or value.size == 0 or not np.isfinite(value).all():
+    try:
+        value = np.asarray(content[key])
+    except ValueError as error:
+        raise InputError(f"{path}: '{key}': expected rows of equal length ({error})") from error
+    with np.errstate(invalid="ignore"):  # numpy warns of some kinds of NaN, which are told here
+        is_fine = value.dtype.kind in "fiu" and value.size > 0 and bool((np.abs(value.astype(np.float64)) < LARGEST).all())
+    if not is_fine:
         raise InputError(f"{path}: '{key}': expected finite numbers, found {value.dtype} of shape {value.shape}")
     if width is None:
         return value
@@ -28,12 +35,27 @@ def array(path: Path, content: dict[str, Any], key: str, width: int | None = Non
     return value[..., :width]
 
 
+def triples(path: Path, content: dict[str, Any], key: str) -> NDArray:
+    """An array as rows of three. Raises InputError as `array`, and where it cannot be."""
+    value = array(path, content, key)
+    if value.size % 3:
+        raise InputError(f"{path}: '{key}': expected rows of three numbers, found shape {value.shape}")
+    return value.reshape(-1, 3)
+
+
+def rows_of(path: Path, key: str, value: NDArray, count: int, first: int = 0) -> NDArray[np.int64]:
+    """Numbers of `count` rows, counted from `first` in the file and from 0 here. Raises InputError for others."""
+    if value.min() < first or value.max() >= first + count:
+        raise InputError(f"{path}: '{key}': expected rows {first} to {count - 1 + first}, found {value.min()} to {value.max()}")
+    return value.astype(np.int64) - first
+
+
 def linear_model(
     path: Path, name: str, content: dict[str, Any], identity_count: int, expression_count: int, first_row: int, expression_spread: float,
     bounded: bool,
 ) -> FaceModel:
     """From the keys meanshape, idBase, exBase, tri and keypoints; rows of `tri` and `keypoints` count from `first_row`."""
-    mean = array(path, content, "meanshape").reshape(-1, 3).astype(np.float32)
+    mean = triples(path, content, "meanshape").astype(np.float32)
     bases = []
     for key, width in (("idBase", identity_count), ("exBase", expression_count)):
         basis = array(path, content, key, width)
@@ -41,12 +63,8 @@ def linear_model(
             raise InputError(f"{path}: '{key}': expected {mean.size} rows (3 for each of the {len(mean)} vertices of 'meanshape'), "
                              f"found shape {basis.shape}")
         bases.append(torch.from_numpy(basis.astype(np.float32).reshape(len(mean), 3, width)).permute(2, 0, 1).contiguous())
-    triangles = array(path, content, "tri").reshape(-1, 3).astype(np.int64) - first_row
-    landmarks = array(path, content, "keypoints").reshape(-1).astype(np.int64) - first_row
-    for key, rows in (("tri", triangles), ("keypoints", landmarks)):
-        if rows.min() < 0 or rows.max() >= len(mean):
-            raise InputError(f"{path}: '{key}': expected rows {first_row} to {len(mean) - 1 + first_row}, found {rows.min() + first_row} to "
-                             f"{rows.max() + first_row}")
+    triangles = rows_of(path, "tri", triples(path, content, "tri"), len(mean), first_row)
+    landmarks = rows_of(path, "keypoints", array(path, content, "keypoints").reshape(-1), len(mean), first_row)
     try:
         corners, weights = vertex_landmarks(landmarks)
     except InputError as error:

@@ -5,8 +5,7 @@ Canonical: its own decimetres about the centroid of the mean; coefficients are s
 
 from pathlib import Path
 
-import numpy as np
-
+from lib.archives import Damaged, arrays_in
 from lib.errors import InputError
 from lib.face_models.arrays import linear_model
 from lib.face_models.contract import FaceModel
@@ -19,10 +18,9 @@ def read_bfm(path: Path) -> FaceModel:
     """BFM_model_front.mat or BFM09_model_info.mat, or an .npz with the same keys. Raises InputError for anything else."""
     if path.suffix == ".npz":
         try:
-            with np.load(path, allow_pickle=False) as data:
-                content = {name: data[name] for name in data.files}
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read as .npz ({error})") from error
+            content = arrays_in(path.read_bytes())
+        except (OSError, Damaged) as error:
+            raise InputError(f"{path}: cannot be read as .npz ({error}); copy it again") from error
     else:
         content = read_mat(path)
     return linear_model(path, "bfm", content, IDENTITIES, EXPRESSIONS, first_row=1, expression_spread=1.0, bounded=False)

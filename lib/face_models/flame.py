@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lib.errors import InputError
-from lib.face_models.arrays import array
+from lib.face_models.arrays import array, rows_of, triples
 from lib.face_models.contract import FaceModel, Linearization, without_outer_corners
 from lib.face_models.pickles import read_pickle
 from lib.geometry.rotations import left_jacobian, skew
@@ -89,7 +89,7 @@ class FlameModel(FaceModel):
 def read_flame(path: Path) -> FlameModel:
     """generic_model.pkl, flame2020.pkl or flame2023.pkl, with a landmark embedding beside it. Raises InputError for anything else."""
     content = read_pickle(path)
-    template = array(path, content, "v_template").astype(np.float64)
+    template = _shaped(path, content, "v_template", (None, 3))
     vertices = len(template)
     shapes = _shaped(path, content, "shapedirs", (vertices, 3, None))
     if shapes.shape[2] < FIRST_EXPRESSION + SHAPES:
@@ -97,7 +97,7 @@ def read_flame(path: Path) -> FlameModel:
                          f"{shapes.shape[2]}")
     pose = _shaped(path, content, "posedirs", (vertices, 3, 36))
     regressor, weights = _shaped(path, content, "J_regressor", (5, vertices)), _shaped(path, content, "weights", (vertices, 5))
-    triangles = torch.from_numpy(_shaped(path, content, "f", (None, 3)).astype(np.int64))
+    triangles = torch.from_numpy(rows_of(path, "f", _shaped(path, content, "f", (None, 3)), vertices))
     corners, landmark_weights = read_embedding(path.parent, triangles)
 
     centred = CANONICAL_PER_METRE * (template - template.mean(axis=0))
@@ -124,21 +124,21 @@ def read_embedding(folder: Path, triangles: Int[Tensor, "T 3"]) -> tuple[Int[Ten
     whole, static, dynamic = (folder / name for name in EMBEDDINGS)
     if whole.is_file():
         content = read_pickle(whole)
-        faces, weights = array(whole, content, "full_lmk_faces_idx").reshape(-1), array(whole, content, "full_lmk_bary_coords").reshape(-1, 3)
+        faces, weights = array(whole, content, "full_lmk_faces_idx").reshape(-1), triples(whole, content, "full_lmk_bary_coords")
         faces, weights = faces[:68], weights[:68]  # some files go on with irises
     elif static.is_file() and dynamic.is_file():
         outline, inner = read_pickle(dynamic), read_pickle(static)
         faces = np.concatenate([array(dynamic, outline, "lmk_face_idx")[FRONTAL], array(static, inner, "lmk_face_idx").reshape(-1)])
-        weights = np.concatenate([array(dynamic, outline, "lmk_b_coords")[FRONTAL], array(static, inner, "lmk_b_coords").reshape(-1, 3)])
+        weights = np.concatenate([array(dynamic, outline, "lmk_b_coords")[FRONTAL], triples(static, inner, "lmk_b_coords")])
     else:
         raise InputError(f"{whole}: FLAME's landmarks are missing. Either {whole.name} (from the pages of FLAME or DECA), or both {static.name} and "
                          f"{dynamic.name} (from RingNet; all non-commercial) belong into {folder}; nothing is downloaded")
+    file = whole if whole.is_file() else static
     try:
-        faces, weights = without_outer_corners(faces.astype(np.int64)), without_outer_corners(weights.astype(np.float32))
+        faces, weights = without_outer_corners(faces), without_outer_corners(weights.astype(np.float32))
     except InputError as error:
-        raise InputError(f"{whole if whole.is_file() else static}: {error}") from error
-    if faces.min() < 0 or faces.max() >= len(triangles):
-        raise InputError(f"{folder}: the landmark embedding names triangle {faces.max()} of {len(triangles)}; it belongs to another model")
+        raise InputError(f"{file}: {error}") from error
+    faces = rows_of(file, "faces of the landmarks; is it the embedding of another model?", faces, len(triangles))
     return triangles[torch.from_numpy(faces)], torch.from_numpy(weights)
 
 

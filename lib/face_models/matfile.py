@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lib.archives import MOST_UNPACKED
 from lib.errors import InputError
 
 _HEADER = 128
@@ -52,10 +53,22 @@ def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
         place = end
 
 
+def _unpacked(content: memoryview, order: str) -> bytes:
+    """One compressed element, which tells its size first: a gigabyte of zeros fits into one megabyte."""
+    size = 8 + struct.unpack(f"{order}II", zlib.decompressobj().decompress(content, 8))[1]
+    if size > MOST_UNPACKED:
+        raise ValueError(f"an element that claims to unpack to {size} bytes")
+    unpacker = zlib.decompressobj()
+    data = unpacker.decompress(content, size + 8)
+    if not unpacker.eof:  # then the checksum was not reached either
+        raise ValueError("a compressed element that is cut off, or longer than it says")
+    return data
+
+
 def _matrices(data: memoryview, order: str) -> Iterator[tuple[str, NDArray]]:
     for kind, content in _elements(data, order):
         if kind == _COMPRESSED:
-            yield from _matrices(memoryview(zlib.decompress(content)), order)
+            yield from _matrices(memoryview(_unpacked(content, order)), order)
         elif kind == _MATRIX:
             parts = _elements(content, order)
             flags = np.frombuffer(next(parts)[1], dtype=f"{order}u4")[0]

@@ -9,6 +9,7 @@ keep what was stored, and arrays are made of it here: no larger than their bytes
 import io
 import math
 import pickle
+import pickletools
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -20,8 +21,8 @@ from numpy.typing import NDArray
 from lib.errors import InputError
 
 _OBJECT_ARRAY = np.dtype(object)
-_CODES = re.compile(r"[<>|=]?([?bBhHiIlLqQefd]|b1|i[1248]|u[1248]|f[248]|[SU][0-9]{1,4}|O8?)")  # of types that arrays may have
-_MOST_CELLS = 1 << 28  # of a sparse matrix that becomes a dense one (2 GB)
+_CODES = re.compile(r"[<>|=]?([?bBhHiIlLqQefd]|b1|i[1248]|u[1248]|f[248]|[SU][1-9][0-9]{0,3}|O8?)")  # of types that arrays may have
+_MOST_CELLS = 1 << 24  # of a sparse matrix, which becomes a dense one: those of FLAME have 25,000, those of SMPL-X 600,000
 
 
 class StoredType:
@@ -114,6 +115,15 @@ class _Reader(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it names {module}.{name}, which a face model has no need of") from None
 
 
+def _check_numbering(file: io.BytesIO) -> None:
+    """What a pickle refers to is numbered as it comes; a large number at once would make the reader take memory for all below it."""
+    start = file.tell()
+    for count, (code, argument, _) in enumerate(pickletools.genops(file)):
+        if "PUT" in code.name and int(argument) > count:
+            raise pickle.UnpicklingError(f"it calls its part {count} number {argument}")
+    file.seek(start)
+
+
 def read_pickle(path: Path) -> dict[str, Any]:
     """The dictionary in a .pkl, or in a .npy that holds one; arrays of chumpy and scipy as dense numpy arrays.
 
@@ -127,6 +137,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
             header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version](file)
             if header[2] != _OBJECT_ARRAY:
                 raise ValueError(f"an array of {header[2]}")
+        _check_numbering(file)
         value = without_stand_ins(_Reader(file, encoding="latin1").load())
         if isinstance(value, np.ndarray) and value.dtype == _OBJECT_ARRAY and value.size == 1:
             value = value.item()

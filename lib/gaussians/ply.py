@@ -120,7 +120,7 @@ def _parse_header(path: Path, data: bytes) -> tuple[int, np.dtype, int, bool]:
 
 
 def _columns(rows: NDArray, *names: str) -> Float[Tensor, "N K"]:
-    with np.errstate(over="ignore"):  # a double beyond float32 is infinite, which is told
+    with np.errstate(over="ignore", invalid="ignore"):  # a double beyond float32 is infinite, which is told; some NaN warn
         return torch.from_numpy(np.stack([rows[name].astype(np.float32) for name in names], axis=1))
 
 

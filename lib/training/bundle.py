@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ def read_bundle(path: Path, stage: str, key: str) -> Checkpoint:
         return Checkpoint(stage=stage, step=int(manifest["step"]), best_psnr=float("-inf"), seconds=float(manifest["seconds"]),
                           config=dict(manifest["config"]), data=data, modules=modules, optimizers={}, path=path,
                           made_by=read_provenance(manifest.get("made_by")))
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:  # its hashes are right, so it was written like this
+    # Its hashes are right, so it was written like this.
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError(f"{what}: its {MANIFEST} is not that of a bundle ({type(error).__name__}: {error}); write the bundle again") from error
 
 
@@ -124,7 +126,8 @@ def _entries(path: Path, what: str) -> dict[str, bytes]:
         hashes = json.loads(entries[MANIFEST])["sha256"]
         wrong = [name for name in hashes if hashlib.sha256(entries.get(name, b"")).hexdigest() != hashes[name]]
         wrong += sorted(entries.keys() - hashes.keys() - {MANIFEST})
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError, KeyError, TypeError, AttributeError,
+            RecursionError, zlib.error) as error:
         raise InputError(f"{what}: the bundle is cut off or altered ({len(whole)} bytes; {error}); copy it again") from error
     if wrong:
         raise InputError(f"{what}: the bundle was altered: '{wrong[0]}' is not what was written; copy it again")

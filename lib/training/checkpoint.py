@@ -1,6 +1,7 @@
 """The one checkpoint format: a full-state file, replaced atomically, loadable without running code."""
 
 import dataclasses
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from lib.archives import Damaged, check_zip
 from lib.config import Config
 from lib.datasets.head_capture import CaptureRecord
 from lib.errors import InputError
@@ -139,7 +141,10 @@ def read_file(path: Path, key: str) -> Any:
         found = f"{path.parent} holds {near}" if near else f"there is no folder {path.parent}"
         raise InputError(f"{key}: {path}: no such checkpoint ({found}); train that stage first or correct the path")
     try:
+        check_zip(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except Damaged as error:
+        raise InputError(f"{key}: {path}: not a readable checkpoint ({error}); it is damaged: copy it again, or take an older one") from error
     except Exception as error:  # a damaged file can raise nearly anything in the unpickler
         raise InputError(f"{key}: {path}: not a readable checkpoint ({type(error).__name__}); it is damaged or another kind of file") from error
 
@@ -159,20 +164,37 @@ def parse_checkpoint(state: Any, path: Path, stage: str, key: str) -> Checkpoint
         raise InputError(f"{key}: {path}: expected a checkpoint of format {FORMAT}, found {found}")
     types = {"stage": str, "step": int, "best_psnr": float, "seconds": float, "config": dict, "data": dict, "modules": dict, "optimizers": dict}
     wrong = [f"{name} is a {type(state[name]).__name__}" for name, expected in types.items() if not isinstance(state[name], expected)]
+    wrong += [f"its module '{name}' is a {type(module).__name__}" for name, module in state["modules"].items() if not isinstance(module, dict)
+              ] if not wrong else []
     if wrong:
         raise InputError(f"{key}: {path}: damaged checkpoint: {wrong[0]}")
     if state["stage"] != stage:
         raise InputError(f"{key}: {path}: expected a checkpoint of stage '{stage}', found one of stage '{state['stage']}'")
     try:
         data = CaptureRecord(**{name: tuple(values) for name, values in state["data"].items()})
+        wrong = [value for values in vars(data).values() for value in values
+                 if not isinstance(value, str) and not (isinstance(value, float) and math.isfinite(value))]
+        if wrong:
+            raise TypeError(f"found {wrong[0]!r}")
     except TypeError as error:
         raise InputError(f"{key}: {path}: damaged checkpoint: its record of the data is not readable ({error})") from error
     return Checkpoint(path=path, **{name: state[name] for name in fields if name != "data"}, data=data, made_by=read_provenance(state.get("made_by")))
 
 
+def is_plain(value: Any) -> bool:
+    """Whether it is a tensor of real numbers that are all there: files can hold views that claim any size, and tensors without content."""
+    return (isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu" and not value.is_complex()
+            and not value.is_quantized and value.numel() * value.element_size() <= value.untyped_storage().nbytes())
+
+
 def load_module(module: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
-    """load_state_dict whose error names the first tensor that does not fit."""
+    """load_state_dict whose error names the first tensor that does not fit, or is not finite."""
     own = module.state_dict()
+    for name, value in state.items():
+        if not is_plain(value) or (name in own and value.is_floating_point() != own[name].is_floating_point()):
+            raise InputError(f"{what}: '{name}': expected a tensor of numbers of the type it was trained with; the file is damaged")
+        if not bool(torch.isfinite(value).all()):
+            raise InputError(f"{what}: '{name}' holds NaN or infinity; is the file damaged? Take an older checkpoint")
     for name in sorted(own.keys() | state.keys()):
         have = tuple(state[name].shape) if name in state else None
         want = tuple(own[name].shape) if name in own else None

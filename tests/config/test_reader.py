@@ -185,6 +185,10 @@ def test_override_into_an_empty_section(tmp_path):
     ("needed.deep=3", "'needed' is not a section"),
     ("inner.rate=[1", "inner.rate"),
     ("nowhere.at.all=3", "nowhere"),
+    ("needed=2001-99-99", "needed: not a YAML value"),
+    ("needed=" + "[" * 9000, "nested too deeply"),
+    ("needed=!!timestamp x", "needed: not a YAML value"),
+    ("inner.rate=.inf", "inner.rate: input should be a finite number"),
 ])
 def test_bad_override_says_command_line(tmp_path, override, part):
     said = message(tmp_path, "needed: 1\n", override)

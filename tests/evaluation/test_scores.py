@@ -58,7 +58,7 @@ def test_a_result_is_read_back(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "says"), [
-    (None, "no such file"), ("{", "cannot be read"), ('{"novel_view": {"psnr": 1}}', "older than protocol ids"), ("[]", "cannot be read"),
+    (None, "file is missing"), ("{", "not a complete JSON"), ('{"novel_view": {"psnr": 1}}', "older than protocol ids"), ("[]", "cannot be read"),
     ('{"protocol": {"id": "gha-eval-9", "new": 1}}', "gha-eval-9"), ('{"protocol": {"splits": {"a": {}}}}', "cannot be read"),
 ])
 def test_what_is_no_result_is_refused(content, says, tmp_path):

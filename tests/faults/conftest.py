@@ -1,6 +1,7 @@
 """How large the battery is (--long), and the table at its end."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.faults.children import start_server
 from tests.faults.ledger import Ledger
@@ -11,7 +12,10 @@ LEDGER = Ledger()
 
 
 def pytest_configure(config):
+    """The marker of cases, and how many examples a property is tried on: the same ones every time."""
     config.addinivalue_line("markers", "cases(all, few): values of `name` with --long, and without")
+    settings.register_profile("faults", derandomize=True, deadline=None, max_examples=300 if config.getoption("--long") else 30,
+                              suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def pytest_generate_tests(metafunc):

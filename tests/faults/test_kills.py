@@ -23,7 +23,6 @@ KILLS = [
     *((name, moments, 30, 2) for name in TRAININGS for moments in ("training", "saving")),
     ("extraction", "extraction", 40, 4), ("video", "video writing", 30, 3), *((name, "export", 7, 1) for name in EXPORTS),
 ]
-REPORTING = 16  # last changes of a fit, when its files are replaced
 HALVES = 0.3  # of the kills leave half a file, surely
 LATEST_MOMENT_S = 0.02  # after a file was opened or renamed
 
@@ -183,7 +182,8 @@ def test_killed_while_replacing_a_fit_a_mixture_is_told(workshop: Workshop, ledg
         old = {name: b"old" for name in made if name != "fit.json"}
         for name, data in old.items():
             write_whole(folder.root / "params" / name, data)
-        victim = Victim(command, reference.changes - REPORTING - chance.randint(0, len(old)), "stop")
+        # The last changes are one for each of these files, then nearly as many of the reports.
+        victim = Victim(command, reference.changes - chance.randint(5 * len(old) // 4, 7 * len(old) // 4), "stop")
         assert victim.wait_for_event() and victim.kill()
         there = {name: data for name, data in files(folder.root / "params").items() if name in old}
         try:

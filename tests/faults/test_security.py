@@ -217,13 +217,13 @@ def test_a_file_that_promises_more_than_there_is(tmp_path):
         for name in ("pose", "scale"):
             archive.writestr(f"{name}.npy", header.getvalue())
     honest = path.read_bytes()
-    with pytest.raises(InputError, match=r"a\.npz: cannot be read as a numpy file \(.*allocate"):
+    with pytest.raises(InputError, match=r"a\.npz: cannot be read as a numpy file \(.*promises an array of shape"):
         parse_arrays(path, honest)
     data, place = bytearray(honest), 0
     while (place := data.find(b"PK\x01\x02", place)) >= 0:  # what the directory of the archive says of the sizes
         data[place + 24:place + 28] = struct.pack("<I", 0xFFFFFFF0)
         place += 4
-    with pytest.raises(InputError, match="promises 8589934560 bytes"):
+    with pytest.raises(InputError, match="claims to unpack to 8589934560 bytes"):
         parse_arrays(path, bytes(data))
 
 
@@ -233,7 +233,7 @@ def test_a_picture_of_more_pixels_than_memory(tmp_path):
     data[16:24] = struct.pack(">II", 60000, 60000)
     data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
     (tmp_path / "a.png").write_bytes(data)
-    with pytest.raises(InputError, match=r"a\.png: cannot be decoded"):
+    with pytest.raises(InputError, match=r"a\.png: its header says 60000x60000 pixels"):
         read_image(tmp_path / "a.png")
 
 

@@ -284,7 +284,7 @@ def test_a_broken_video_is_refused_by_name(tmp_path, keep):
     assert not (tmp_path / "subject").exists()
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "something else"), ('{"world_2_cam": {}, "intrinsics": []}', "empty"),
+@pytest.mark.parametrize(("text", "said"), [("{", "not a complete JSON file"), ('{"world_2_cam": {}, "intrinsics": []}', "empty"),
                                             ('{"world_2_cam": {"1": [[1, 2], [3, 4]]}, "intrinsics": [[1]]}', "camera '1': expected a finite 4x4"),
                                             ('{"world_2_cam": {"1": [[2,0,0,0],[0,1,0,0],[0,0,1,0],[0,0,0,1]]}, '
                                              '"intrinsics": [[1,0,0],[0,1,0],[0,0,1]]}', "not a rotation")])

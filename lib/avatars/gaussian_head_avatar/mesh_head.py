@@ -1,7 +1,5 @@
 """Stage 1: a neutral surface on a tetrahedral grid with expression- and pose-conditioned colour and motion."""
 
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from tqdm import tqdm
 
 from lib.avatars.gaussian_head_avatar.control import control
 from lib.config import Config
+from lib.datasets.arrays import finite, numbers, parse_arrays, read_bytes
 from lib.datasets.batches import HeadBatch
 from lib.errors import InputError
 from lib.geometry.head_pose import HeadPose
@@ -258,13 +257,12 @@ def tetrahedral_grid(config: MeshHeadConfig) -> TetGrid:
         return body_centred_grid(config.model_bbox, config.grid_cells)
     path = config.grid_file
     try:
-        with np.load(path, allow_pickle=False) as data:
-            vertices, tets = torch.from_numpy(data["tet_verts"]).float(), torch.from_numpy(data["tets"].astype(np.int64))
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"meshheadmodule.grid_file: {path}: expected an npz with tet_verts (N,3) and tets (T,4) ({error}); "
-                         "leave the key out to have a grid generated") from error
-    fits = vertices.ndim == 2 and vertices.shape[1] == 3 and tets.ndim == 2 and tets.shape[1] == 4 and len(tets) > 0
-    if not fits or int(tets.min()) < 0 or int(tets.max()) >= len(vertices) or not bool(torch.isfinite(vertices).all()):
-        raise InputError(f"meshheadmodule.grid_file: {path}: expected finite tet_verts (N,3) and tets (T,4) below N, "
-                         f"found {tuple(vertices.shape)} and {tuple(tets.shape)}")
-    return oriented(TetGrid(vertices, tets))
+        arrays = parse_arrays(path, read_bytes(path))
+        vertices, tets = numbers(path, arrays, (None, 3), "tet_verts"), finite(f"{path}: 'tets'", arrays.get("tets"), (None, 4), np.float64)
+        if tets.min() < 0 or tets.max() >= len(vertices):
+            raise InputError(f"{path}: 'tets': expected numbers below {len(vertices)}, how many tet_verts there are, found {tets.min():g} to "
+                             f"{tets.max():g}")
+    except InputError as error:
+        raise InputError(f"meshheadmodule.grid_file: {error}. Expected an npz with tet_verts (N,3) and tets (T,4); leave the key out to have a grid "
+                         "generated") from error
+    return oriented(TetGrid(torch.from_numpy(vertices), torch.from_numpy(tets.astype(np.int64))))

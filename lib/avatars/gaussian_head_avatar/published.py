@@ -19,7 +19,7 @@ from lib.geometry.tetmesh import TetGrid, oriented
 from lib.networks.positional_encoding import encoded_width
 from lib.networks.upsampler import UpsamplerConfig
 from lib.training.bundle import is_bundle, read_bundle
-from lib.training.checkpoint import Checkpoint, is_checkpoint, parse_checkpoint, read_file
+from lib.training.checkpoint import Checkpoint, is_checkpoint, is_plain, parse_checkpoint, read_file
 
 # Layer <i> of a published MLP, as a 1x1 convolution of shape (out, in, 1).
 _LAYER = re.compile(r"^(?P<network>\w+?)(_mlp)?\.conv(?P<layer>\d+)\.(?P<kind>weight|bias)$")
@@ -126,15 +126,15 @@ def _read_upsampler(path: Path, given: UpsamplerConfig | None) -> tuple[State, U
 def _read_poses(path: Path) -> Tensor:
     key = "load_delta_poses_checkpoint"
     delta = read_file(path, key)
-    if not isinstance(delta, Tensor) or delta.ndim != 2 or delta.shape[1] != 6:
-        raise InputError(f"{key}: {path}: expected a published tensor of shape (frames, 6), found {_describe(delta)}")
+    if not is_plain(delta) or delta.ndim != 2 or delta.shape[1] != 6 or not bool(torch.isfinite(delta).all()):
+        raise InputError(f"{key}: {path}: expected a published tensor of shape (frames, 6), finite, found {_describe(delta)}")
     print(f"{key}: {path}: published pose offsets of {len(delta)} frames, taken in sorted order of the frame names")
     return delta.detach().float()
 
 
 def _tensors(state: Any, path: Path, key: str, *needed: str) -> State:
     """The state dict, if it is one with the needed names and finite values."""
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(is_plain(value) for value in state.values()):
         raise InputError(f"{key}: {path}: expected a checkpoint of this project or a published state dict, found {_describe(state)}")
     missing = [name for name in needed if name not in state]
     if missing:

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lib.datasets.arrays import finite, numbers, parse_arrays, read_bytes, rows
-from lib.datasets.tracked.files import FolderFiles, Gaps, Look, ReadOptions, read_json
+from lib.datasets.arrays import finite, numbers, parse_arrays, read_bytes, read_json, rows
+from lib.datasets.layout import checked_camera
+from lib.datasets.tracked.files import FolderFiles, Gaps, Look, ReadOptions
 from lib.datasets.tracked.record import FaceModel, FaceParams, TrackedFrame, TrackedSequence
 from lib.datasets.tracked.rotations import matrix_vector
 from lib.datasets.video import open_video
@@ -127,12 +128,13 @@ def read_calibration(path: Path, serial: str, size: tuple[int, int] | None) -> C
         said = (content.get("width"), content.get("height"))
     except (LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: camera '{serial}' is missing; expected world_2_cam and intrinsics with it") from error
-    matrix, lens = (torch.from_numpy(finite(f"{path}: camera '{serial}'", value, (rows, rows))) for value, rows in ((extrinsic, 4), (intrinsic, 3)))
-    width, height = (int(value or other) for value, other in zip(said, size or (0, 0), strict=True))
+    name = f"{path}: camera '{serial}'"
+    matrix, lens = checked_camera(name, finite(name, extrinsic, (4, 4))[:3], finite(name, intrinsic, (3, 3)))
+    width, height = (int(finite(f"{path}: width and height", value or other, ())) for value, other in zip(said, size or (0, 0), strict=True))
     if width < 1 or height < 1:
         raise InputError(f"{path}: does not say to which 'width' and 'height' its intrinsics refer, and nothing else does; "
                          "for a submission, write evaluation.submission.calibration_size: [width, height]")
-    return Camera(matrix[None, :3], lens[None], width, height)
+    return Camera(matrix[None], lens[None], width, height)
 
 
 def _video_size(path: Path) -> tuple[int, int, int]:

@@ -1,15 +1,12 @@
 """Files that other files name: they must lie below a root, and be there."""
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from lib.datasets.arrays import read_bytes
 from lib.errors import InputError, NotFiniteError
 
 NAMED = 3  # frames that were left out and are named, before the rest is counted
@@ -111,14 +108,6 @@ class FolderFiles:
 def _normal(path: Path) -> Path:
     """Without `..`, by what is written: links are not followed."""
     return Path(os.path.normpath(path))
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; NaN is left to who looks at numbers. Raises InputError for anything else."""
-    try:
-        return json.loads(read_bytes(path).decode("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: is not a complete JSON file ({error}); write it again") from error
 
 
 def numbered(folder: Path, pattern: str) -> dict[int, Path]:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib.datasets.arrays import finite
+from lib.datasets.arrays import finite, read_json
 from lib.datasets.images import read_image
-from lib.datasets.tracked.files import FolderFiles, Gaps, Look, ReadOptions, read_json
+from lib.datasets.tracked.files import FolderFiles, Gaps, Look, ReadOptions
 from lib.datasets.tracked.record import UPRIGHT, FaceModel, FaceParams, TrackedFrame, TrackedSequence
 from lib.errors import InputError
 from lib.geometry.camera import Camera

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lib.archives import check_zip
 from lib.datasets.arrays import finite
 from lib.datasets.tracked.files import FolderFiles, Gaps, Look, ReadOptions, numbered
 from lib.datasets.tracked.record import FaceModel, FaceParams, TrackedFrame, TrackedSequence
@@ -88,6 +89,7 @@ def _load(path: Path) -> Any:
     """Arrays of numpy by the stand-ins of lib/face_models/pickles.py; all else by what torch allows."""
     allowed = [StoredArray, StoredType, *((stand_in, f"{module}.{name}") for (module, name), stand_in in NUMPY.items())]
     try:
+        check_zip(path)
         with torch.serialization.safe_globals(allowed):
             return without_stand_ins(torch.load(path, map_location="cpu", weights_only=True))
     except UnpicklingError as error:

@@ -114,10 +114,12 @@ class TrackedSequence:
         seen = [(frame, frame.view) for frame in self.frames if frame.view is not None]
         if not seen:
             return
-        turns = torch.cat([view.world_to_camera[..., :3] for _, view in seen]).double()
+        poses = torch.cat([view.world_to_camera for _, view in seen]).double()
+        turns = poses[..., :3]
         lenses = torch.cat([view.intrinsics for _, view in seen])
         wrong = (turns @ turns.transpose(-1, -2) - torch.eye(3, dtype=torch.float64)).abs().amax(dim=(-1, -2)) > 1e-3
         wrong |= (torch.linalg.det(turns) < 0) | (lenses[:, 0, 0] <= 0) | (lenses[:, 1, 1] <= 0)
+        wrong |= ~torch.isfinite(poses).flatten(1).all(dim=1) | ~torch.isfinite(lenses).flatten(1).all(dim=1)
         if bool(wrong.any()):
             frame, view = seen[int(wrong.nonzero()[0])]
             raise InputError(f"{frame.where}: its camera is none: expected a rotation and positive focal lengths, found "

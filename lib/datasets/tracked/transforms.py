@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from lib.datasets.arrays import finite
+from lib.datasets.arrays import finite, read_json
 from lib.datasets.images import read_image
-from lib.datasets.tracked.files import FolderFiles, Look, read_json
+from lib.datasets.tracked.files import FolderFiles, Look
 from lib.errors import InputError
 from lib.geometry.camera import Camera
 
