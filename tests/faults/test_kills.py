@@ -179,20 +179,20 @@ def test_killed_while_replacing_a_fit_a_mixture_is_told(workshop: Workshop, ledg
     for number in range(8):
         command = workshop.place(name, tmp_path / str(number))
         folder = CaptureFolder(command.place / "subject")
-        old = {name: b"old" for name in made if name != "fit.json"}
-        for name, data in old.items():
-            write_whole(folder.root / "params" / name, data)
+        old = {file: b"old" for file in made if file != "fit.json"}
+        for file, data in old.items():
+            write_whole(folder.root / "params" / file, data)
         # The last changes are one for each of these files, then nearly as many of the reports.
         victim = Victim(command, reference.changes - chance.randint(5 * len(old) // 4, 7 * len(old) // 4), "stop")
         assert victim.wait_for_event() and victim.kill()
-        there = {name: data for name, data in files(folder.root / "params").items() if name in old}
+        there = {file: data for file, data in files(folder.root / "params").items() if file in old}
         try:
             folder.require_whole_fit()
             told = False
         except InputError:
             told = True
         mixtures += told
-        right = told or there in (old, {name: made[name] for name in old})
+        right = told or there in (old, {file: made[file] for file in old})
         ledger.enter("kill -9 over an older result", True, right)
         assert right
         assert Victim(command).end() == 0
