@@ -1,5 +1,9 @@
 """Checks every jaxtyping annotation of lib, with beartype, while the tests run; and the subject that many of them share."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: of tests this small, threads do nothing but wait for each other
+
 import jaxtyping
 import pytest
 
