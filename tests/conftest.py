@@ -12,6 +12,12 @@ jaxtyping.install_import_hook("lib", "beartype.beartype")  # before anything imp
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="the whole battery of tests/faults (make faults): hundreds of kills, thousands of mutations")
+    parser.addoption("--share", default="0/1", help="I/N: every N-th test, from the I-th on")
+
+
+def pytest_collection_modifyitems(config, items):
+    first, step = map(int, config.getoption("--share").split("/"))
+    items[:] = items[first::step]
 
 
 @pytest.fixture(scope="session")

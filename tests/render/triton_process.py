@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+SHARES = 2
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 installed = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_under_the_interpreter")
@@ -17,13 +18,19 @@ compiles = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels cannot be
 
 
 def run_interpreted(file: str) -> None:
-    """All tests of a file under the interpreter; some must have run."""
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", file], cwd=ROOT, capture_output=True, text=True, timeout=600,
+    """All tests of a file under the interpreter, by processes beside each other; some of each must have run."""
+    shares = [subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--share", f"{share}/{SHARES}", file], cwd=ROOT, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "TRITON_INTERPRET": "1"},
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
-    assert "passed" in result.stdout
+    ) for share in range(SHARES)]
+    try:
+        said = [share.communicate(timeout=600)[0] for share in shares]
+    finally:
+        for share in shares:
+            share.kill()
+    for share, text in zip(shares, said, strict=True):
+        assert share.returncode == 0, text[-4000:]
+        assert "passed" in text
 
 
 def run_compiler(script: str, cache: Path) -> str:
