@@ -73,10 +73,12 @@ CASES: list[tuple[str, str, Damaging]] = [
 FEW = 5  # without --long
 
 
-@pytest.mark.parametrize(("script", "what", "damaging"), CASES)
-def test_a_run_on_a_damaged_file_ends_with_2_and_its_name(world, monkeypatch, capsys, ledger, long, request, script, what, damaging):
-    if not long and CASES.index((script, what, damaging)) >= FEW:
-        pytest.skip("only with --long")
+def pytest_generate_tests(metafunc):
+    if "damaging" in metafunc.fixturenames:
+        metafunc.parametrize(("script", "what", "damaging"), CASES if metafunc.config.getoption("--long") else CASES[:FEW])
+
+
+def test_a_run_on_a_damaged_file_ends_with_2_and_its_name(world, monkeypatch, capsys, ledger, request, script, what, damaging):
     config = world.root / "config.yaml"
     config.write_text(yaml.safe_dump(world.config(script)))
     path = {"config": config, "mesh head": world.avatar.mesh, "gaussian head": world.avatar.head, "video": world.video} | {

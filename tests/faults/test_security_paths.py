@@ -53,7 +53,7 @@ def test_usual_names_are_names(name):
     assert RecorderConfig(name=name).run_folder == Path("checkpoints") / name
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/x", "a\nb", "a\0b", "../../../../tmp/x"])
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a\nb", "a\0b", "../../../../x"])
 def test_frames_json_names_no_path(made, tmp_path, name):
     """Frames are folders; an entry that is none is not looked for."""
     copy = copy_subject(made.subject, tmp_path / "subject", cameras=CAMERAS[:3])
