@@ -21,7 +21,7 @@ from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadStage
 from lib.datasets.batches import HeadBatch
 from lib.datasets.head_capture import HeadCapture
 from lib.datasets.sampler import TrainingBatches
-from lib.training.runtime import choose_device, run
+from lib.training.runtime import choose_device, run, seed_everything
 
 PUBLISHED_MS, PUBLISHED_GIB = 142.0, 10.0  # measured on the same kind of GPU
 LIMITS = {1: 18.0, 4: 14.0}  # ms per image, by images in a step
@@ -67,16 +67,17 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All that is measured."""
     device = choose_device("cpu" if arguments.small else "auto")
     cuda = device.type == "cuda"
+    seed_everything(0, device, arguments.deterministic)
     config = head_configuration(folder, arguments.small, load_gaussianhead_checkpoint=str(folder / "start" / "head"))
     capture = HeadCapture(config.dataset)
     stages = {}
     for precision in arguments.precisions:
-        trainer = config.trainer.model_copy(update={"precision": precision})
+        trainer = config.trainer.model_copy(update={"precision": precision, "deterministic": arguments.deterministic})
         stages[precision] = GaussianHeadStage(config.model_copy(update={"trainer": trainer}), capture, device)
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if cuda else "cpu", "torch": torch.__version__,
         "gaussians": len(next(iter(stages.values())).avatar.head.xyz), "resolution": config.dataset.resolution, "lpips": config.loss.lpips > 0,
-        "images": {},
+        "deterministic": arguments.deterministic, "images": {},
     }
     for images in arguments.images:
         batches = [TrainingBatches(capture, images, 1, seed=0)[step].to(device) for step in range(BATCHES)]
@@ -114,6 +115,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--precisions", nargs="+", choices=("high", "highest"), default=["high", "highest"])
     parser.add_argument("--steps", type=int, default=10, help="per round")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--deterministic", action="store_true", help="as trainer.deterministic trains: compare with a run without")
     parser.add_argument("--small", action="store_true", help="64 px and small networks, on the CPU")
     parser.add_argument("--output", type=Path, help="JSON file instead of stdout")
     arguments = parser.parse_args(given)
