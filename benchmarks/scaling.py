@@ -60,11 +60,12 @@ def head_configuration(folder: Path, small: bool, **start: str) -> GaussianHeadT
 def prepare(folder: Path, small: bool) -> None:
     """A subject and a head that are not trained, and perceptual weights of random numbers."""
     torch.manual_seed(0)
-    write_subject(DemoHead("neutral", "lps", "iris_brown", texture_size=2 * PICTURE_SIZE), folder / "subject", PICTURE_SIZE, FRAMES, seed=0)
+    device = torch.device("cuda" if torch.cuda.is_available() and not small else "cpu")
+    demo_head = DemoHead("neutral", "lps", "iris_brown", texture_size=2 * PICTURE_SIZE, device=device)
+    write_subject(demo_head, folder / "subject", PICTURE_SIZE, FRAMES, seed=0)
     weights = {name: value.abs() for name, value in Lpips("vgg").state_dict().items()}
     for file, prefix in (("vgg16.pth", "features."), ("lpips_vgg.pth", "lin")):
         torch.save({name: value for name, value in weights.items() if name.startswith(prefix)}, folder / file)
-    device = torch.device("cuda" if torch.cuda.is_available() and not small else "cpu")
     mesh_config = MeshHeadTrainConfig.model_validate(configuration(folder, small))
     capture = HeadCapture(mesh_config.dataset)
     save_checkpoint(folder / "start" / "mesh", MeshHeadStage(mesh_config, capture, device), 0, 0.0, 0.0, capture.record(), [])
@@ -74,6 +75,7 @@ def prepare(folder: Path, small: bool) -> None:
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds per step of the processes that run now, for each number of images per process."""
+    _tell("start")
     device = choose_device("cpu" if arguments.small else "auto")
     config = head_configuration(folder, arguments.small, load_gaussianhead_checkpoint=str(folder / "start" / "head"))
     capture = HeadCapture(config.dataset)
@@ -88,6 +90,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             for name, exchange in (("step_ms", Exchange(count())), ("without_exchange_ms", Exchange())):
                 stage.exchange = exchange
                 agree_on(f"{images} {number} {name}", "this benchmark")  # all begin together
+                _tell(f"{images} images, round {number}, {name}")
                 synchronize(device.type == "cuda")
                 began = time.perf_counter()
                 for step in range(arguments.steps):
@@ -100,6 +103,11 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "processes": count(), "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "torch": torch.__version__,
         "gaussians": len(stage.avatar.head.xyz), "resolution": config.dataset.resolution, "images_per_process": rows,
     }
+
+
+def _tell(what: str) -> None:
+    if is_first():
+        print(f"{time.strftime('%H:%M:%S')} {count()} processes: {what}", file=sys.stderr, flush=True)
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -117,9 +125,9 @@ def launch(folder: Path, processes: int, arguments: list[str]) -> dict[str, Any]
     """What torchrun's processes measure."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "benchmarks.scaling",
                "--folder", str(folder), *arguments]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if result.returncode:
-        raise RuntimeError(f"{processes} processes failed: {result.stderr[-4000:]}")
+        raise RuntimeError(f"{processes} processes failed: what they say stands above")
     return json.loads(result.stdout.splitlines()[-1])
 
 
