@@ -20,7 +20,7 @@ from lib.avatars.gaussian_head_avatar import evaluation
 from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadStage, GaussianHeadTrainConfig
 from lib.avatars.gaussian_head_avatar.handover import hand_over, mesh_head_from, mouth_points
 from lib.avatars.gaussian_head_avatar.mesh_stage import MeshHeadStage, MeshHeadTrainConfig
-from lib.datasets.head_capture import HeadCapture
+from lib.datasets.head_capture import CaptureRecord, HeadCapture
 from lib.datasets.sampler import TrainingBatches
 from lib.errors import InputError, NumericalError
 from lib.losses.perceptual import Lpips
@@ -920,10 +920,15 @@ def test_evaluation_says_by_which_protocol_and_leaves_a_report(made, trained, tm
 
 def test_an_avatar_is_measured_without_a_truth_and_compared(made, trained, tmp_path, monkeypatch, capsys):
     values = gaussian_dict(made.subject, trained)
+    old = [tmp_path / "one" / "tiny" / name for name in ("novel_view.png", "worst_novel_sequence.png")]
+    old[0].parent.mkdir(parents=True)
+    for path in old:
+        path.write_bytes(b"of an evaluation before")
     for name in ("one", "two"):
         run_script("evaluate", values | {"evaluation": {"cross": {"dataroot": str(made.driver), "param_files": "params/*/params.npz"}}}, tmp_path,
                    f"recorder.result_path={tmp_path / name}", "dataset.held_out_cameras=[]", "dataset.held_out_sequences=[]")
     metrics = json.loads((tmp_path / "one" / "tiny" / "metrics.json").read_text())
+    assert not any(path.exists() for path in old)
     assert "novel_view" not in metrics and metrics["cross"]["frames"] == 6 and metrics["cross"]["nonfinite"] == 0.0
     assert 0.0 < metrics["cross"]["silhouette_iou"] <= 1.0 and metrics["cross"]["jitter"] > 0.0
     assert cv2.imread(str(tmp_path / "one" / "tiny" / "cross.png")).shape[0] == 2 * SIZE
@@ -933,8 +938,10 @@ def test_an_avatar_is_measured_without_a_truth_and_compared(made, trained, tmp_p
     assert "| cross | jitter |" in capsys.readouterr().out and "one/tiny" in (tmp_path / "table.html").read_text()
 
 
-def test_videos_for_the_benchmark_come_from_a_folder_that_looks_like_it(made, trained, tmp_path, capsys):
-    """Tracking and calibration, no pictures: the hidden cameras and sequences of the mono task."""
+def test_videos_for_the_benchmark_come_from_a_folder_that_looks_like_it(made, trained, tmp_path, capsys, monkeypatch):
+    """Tracking and calibration, no pictures: the hidden cameras and sequences of the mono task. The avatar says it was trained with FLAME."""
+    face = latest(trained, "gaussianhead").data.trained_face()
+    monkeypatch.setattr(CaptureRecord, "trained_face", lambda self: dataclasses.replace(face, model=("FLAME", "2023")))
     root = tmp_path / "benchmark" / "393"
     sequence = root / "sequences" / "FREE" / "tracking"
     sequence.mkdir(parents=True)
@@ -950,8 +957,11 @@ def test_videos_for_the_benchmark_come_from_a_folder_that_looks_like_it(made, tr
     submission = {"folder": str(tmp_path / "sent"), "participant": "393", "expected": ["393/FREE", "404/FREE"], "cameras": [HELD_OUT_CAMERA],
                   "dataroot": str(tmp_path / "benchmark" / "{participant}"), "width": 48, "height": 64,
                   "calibration": str(tmp_path / "benchmark" / "{participant}" / "calibration" / "camera_params.json")}
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "metrics.json").write_text("of an evaluation before")
     run_script("evaluate", gaussian_dict(made.subject, trained) | {"evaluation": {"submission": submission}}, tmp_path,
                f"recorder.result_path={tmp_path}", "dataset.held_out_cameras=[]", "dataset.held_out_sequences=[]")
+    assert (tmp_path / "tiny" / "metrics.json").read_text() == "of an evaluation before"  # nothing was measured
     assert f"1 videos; still missing: 404/FREE/cam_{HELD_OUT_CAMERA}.mp4" in capsys.readouterr().out
     with zipfile.ZipFile(tmp_path / "sent.zip") as archive:
         (name,) = archive.namelist()

@@ -107,6 +107,9 @@ class DrivingSequence:
         if expression_count not in (None, track.expressions.shape[1]):
             raise InputError(f"{self.files[0]}: the driver has {track.expressions.shape[1]} expression coefficients ({track.holds}), the avatar was "
                              f"trained with {expression_count}; drive it with parameters of the same 3DMM")
+        if trained is not None and trained.model and track.model not in (None, trained.model[0]):
+            raise InputError(f"{self.files[0]}: the driver has coefficients of {track.model} ({track.holds}), the avatar was trained with as many of "
+                             f"{' '.join(trained.model)}, which mean something else; drive it with parameters of the same 3DMM")
         self.expressions = self._retargeted(track)
         self.head_pose_mode = config.head_pose_mode
         if not track.own_world and config.head_pose is None and not config.freeview:

@@ -60,13 +60,14 @@ class CaptureRecord:
     expression_highest: tuple[float, ...] = field(default=(), compare=False)
     expression_median: tuple[float, ...] = field(default=(), compare=False)
     head_scale: tuple[float, ...] = field(default=(), compare=False)
+    face_model: tuple[str, ...] = field(default=(), compare=False)  # name and version of the 3DMM, where its parameters tell
 
     def trained_face(self) -> TrainedFace | None:
         """What the training has seen of the face; None in older checkpoints."""
         if not self.head_scale:
             return None
-        return TrainedFace(*(torch.tensor(values) for values in (
-            self.expression_lowest, self.expression_highest, self.expression_median, self.head_scale)))
+        values = (self.expression_lowest, self.expression_highest, self.expression_median, self.head_scale)
+        return TrainedFace(*map(torch.tensor, values), self.face_model)
 
     def trained(self) -> dict[str, str]:
         """Digest -> name of the frames that are trained on."""
@@ -155,7 +156,7 @@ class HeadCapture:
         face = trained_face(torch.stack([one.expression for one in params]), torch.stack([one.scale for one in params]))
         return CaptureRecord(
             tuple(self.frames), tuple(digests), tuple(self.train_frames), tuple(self.train_cameras),
-            *(tuple(values.tolist()) for values in (face.lowest, face.highest, face.median, face.scale)))
+            *(tuple(values.tolist()) for values in (face.lowest, face.highest, face.median, face.scale)), params[0].model)
 
     def digest(self, frame: str) -> str:
         """16 hexadecimal digits of a frame's parameters and control points: another person's are others under the same expression."""

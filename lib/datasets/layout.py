@@ -36,6 +36,9 @@ JAW_ROWS = slice(0, 17)
 CONTROL_VERTEX_STRIDE = 100  # control landmarks are the 66 landmarks and every 100th model vertex
 PARAMS_NAME, LANDMARKS_NAME, VERTICES_NAME = "params.npz", "lmk_3d.npy", "vertices.npy"
 IMAGE_SUFFIXES = (".jpg", ".png")  # in order of preference
+# (identity, expression) coefficients -> the model that the published fitting, or that of this project, writes with these.
+MODELS: dict[tuple[int, int], tuple[str, ...]] = {
+    (80, 64): ("BFM", "2009"), (150, 52): ("FaceVerse", "2"), (100, 59): ("FLAME",), (10, 55): ("ICT-FaceKit",), (60, 55): ("ICT-FaceKit",)}
 DETECTOR_SIZES = (256, 512, 1024)  # usual sizes of the pictures that landmarks are detected in, when not the full ones
 
 
@@ -47,6 +50,12 @@ class FrameParams(TensorBundle):
     pose: Float[Tensor, "6"]
     scale: Float[Tensor, "1"]
     scale_shape: tuple[int, ...]  # as stored
+    identity_count: int = 0  # of coefficients in id_coeff; 0: it has none
+
+    @property
+    def model(self) -> tuple[str, ...]:
+        """Name and version of the 3DMM that fittings write with as many coefficients (nothing else tells them apart); () for others."""
+        return MODELS.get((self.identity_count, len(self.expression)), ())
 
 
 @dataclass(frozen=True)
@@ -311,7 +320,7 @@ def read_params_file(path: Path) -> FrameParams:
     scale = stored_scale.reshape(-1)
     if scale.shape != (1,) or scale[0] <= 0:
         raise InputError(f"{path}: 'scale': expected one positive number of shape (1,) or (1,1), found {scale.tolist()}")
-    return FrameParams(torch.from_numpy(expression), torch.from_numpy(pose), torch.from_numpy(scale), stored_scale.shape)
+    return FrameParams(*map(torch.from_numpy, (expression, pose, scale)), stored_scale.shape, np.size(archive.get("id_coeff", ())))
 
 
 def _record(row: Any) -> FrameRecord:

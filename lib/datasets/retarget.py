@@ -10,12 +10,14 @@ from lib.tensors import TensorBundle
 
 @dataclass(frozen=True)
 class TrainedFace(TensorBundle):
-    """What the training has seen: per coefficient the lowest, highest and median value; `scale`: world units per canonical unit."""
+    """What the training has seen: per coefficient the lowest, highest and median value; `scale`: world units per canonical unit; `model`: name
+    and version of the 3DMM, or ()."""
 
     lowest: Float[Tensor, "E"]
     highest: Float[Tensor, "E"]
     median: Float[Tensor, "E"]
     scale: Float[Tensor, "1"]
+    model: tuple[str, ...] = ()
 
     def clamp(self, expressions: Float[Tensor, "T E"]) -> Float[Tensor, "T E"]:
         """Coefficients within what was seen."""

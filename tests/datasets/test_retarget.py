@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from lib.datasets.driving import DrivingConfig, DrivingSequence
+from lib.datasets.layout import MODELS, read_params_file
 from lib.datasets.retarget import TrainedFace, trained_face, transfer
 from lib.errors import InputError
 from tests.published_tracking import (
@@ -293,3 +294,23 @@ def test_short_and_long_drivers(frames, tmp_path):
 def test_something_unknown_is_refused_with_what_was_looked_for(tmp_path):
     (tmp_path / "stuff").mkdir()
     assert "Looked for" in refusal(tmp_path / "stuff") and "VHAP" in refusal(tmp_path / "stuff")
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_driver_of_another_model_is_refused_though_it_has_as_many_coefficients(name, tmp_path, show):
+    path = BUILDERS[name](tmp_path / "data" / "me", show)
+    assert len(drive(path, trained=replace(face(), model=("FLAME", "2020")))) == len(drive(path, trained=face()))
+    said = refusal(path, trained=replace(face(), model=("BFM", "2009")))
+    assert "coefficients of FLAME" in said and "as many of BFM 2009" in said and "same 3DMM" in said
+
+
+def test_params_tell_their_model_by_their_widths(tmp_path):
+    for (identity, expression), model in MODELS.items():
+        np.savez(tmp_path / "params.npz", id_coeff=np.zeros((1, identity), np.float32), exp_coeff=np.zeros((1, expression), np.float32),
+                 pose=np.zeros((1, 6), np.float32), scale=np.ones(1, np.float32))
+        assert read_params_file(tmp_path / "params.npz").model == model
+        said = refusal(tmp_path / "params.npz", expression, replace(face(expression), model=("another",)))
+        assert f"coefficients of {model[0]}" in said
+    np.savez(tmp_path / "params.npz", exp_coeff=np.zeros((1, 64), np.float32), pose=np.zeros((1, 6), np.float32), scale=np.ones(1, np.float32))
+    assert read_params_file(tmp_path / "params.npz").model == ()
+    assert len(drive(tmp_path / "params.npz", 64, replace(face(64), model=("BFM", "2009")))) == 1

@@ -41,6 +41,7 @@ from lib.training.runtime import choose_device, is_terminal
 
 SHEET_COLUMNS = 8
 MOST_PICTURES, PIXELS = 8, 8 * 512**2  # of a batch on a GPU; on a CPU pictures are measured one by one
+SPLITS, WORST = ("novel_view", "novel_sequence", "cross"), "worst_"
 WORST_BY = {"cross": "jitter"}  # which measure chooses the page of the worst; elsewhere mask_psnr
 REPORT = "report.html"
 
@@ -81,7 +82,9 @@ def evaluate(config: GaussianHeadTrainConfig) -> str:
     sitting = Sitting(avatar, None if checkpoint.data is None else checkpoint.data.trained_face(), BatchRenderer(avatar, size, size),
                       config.recorder.result_folder, portion, loading_threads(config.trainer.workers, device, 1), config.evaluation.worst)
     with exact(), RunLock(sitting.folder / "evaluation.lock"):
-        (sitting.folder / METRICS).unlink(missing_ok=True)  # where it is, all is of one evaluation
+        if splits or config.evaluation.cross is not None:  # where metrics.json is, all is of one evaluation
+            for name in (METRICS, *(f"{page}{split}.png" for split in SPLITS for page in ("", WORST))):
+                (sitting.folder / name).unlink(missing_ok=True)
         measured = [_against_truth(sitting, name, capture, pictures, measure) for name, pictures in splits.items()]
         held = {name: contents(capture, pictures) for name, pictures in splits.items()}
         if config.evaluation.cross is not None:
@@ -193,7 +196,7 @@ def _without_truth(sitting: Sitting, driver: DrivingSequence) -> SplitPages:
 
 def _pages(sitting: Sitting, scores: SplitScores, sheets: list[tuple[str, Tensor]], worst: Tensor) -> SplitPages:
     write_image(sitting.folder / f"{scores.split}.png", sheets[0][1])
-    write_image(sitting.folder / f"worst_{scores.split}.png", worst)
+    write_image(sitting.folder / f"{WORST}{scores.split}.png", worst)
     return SplitPages(scores, (*sheets, (f"The worst by {_worst_by(scores.split)}", worst)))
 
 

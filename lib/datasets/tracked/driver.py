@@ -31,6 +31,7 @@ class DriverTrack(TensorBundle):
     scales: Float[Tensor, "T 1"] | None
     names: tuple[str, ...]  # file, and row: for messages
     holds: str  # what the coefficients are
+    model: str | None  # name of the 3DMM, where the files tell
     own_world: bool  # params.npz: `poses` are in the world of the avatar's training, `scales` of its canonical units, wherever the head is put
     units_per_metre: float = 1.0  # of the world that `poses` are in
     kept: tuple[int, ...] | None = None  # of params.npz files, the numbers of those that were not left out
@@ -51,7 +52,9 @@ def track_of(paths: list[Path], skip_nan: bool = False) -> DriverTrack:
         if len(frame.expression) != len(frames[0].expression):
             raise InputError(f"{name}: 'exp_coeff' has {len(frame.expression)} values, {names[0]} has {len(frames[0].expression)}")
     expressions, poses, scales = (torch.stack([getattr(frame, name) for frame in frames]) for name in ("expression", "pose", "scale"))
-    return DriverTrack(expressions, poses, scales, tuple(names), f"{expressions.shape[1]} values of exp_coeff", own_world=True, kept=tuple(params),
+    model = FaceModel(*frames[0].model or (None,))
+    holds = f"{expressions.shape[1]} values of exp_coeff" + (f", as of {model}" if model.name else "")
+    return DriverTrack(expressions, poses, scales, tuple(names), holds, model.name, own_world=True, kept=tuple(params),
                        left_out=len(paths) - len(params), notes=gaps.notes())
 
 
@@ -74,7 +77,7 @@ def read_driver(path: Path, expression_count: int | None, skip_nan: bool = False
     return DriverTrack(
         torch.stack(rows), torch.stack(poses) if len(poses) == len(instants) else None,
         None if not poses else torch.ones(len(instants), 1) if scale is None else torch.stack([frame.params.scale for frame in instants]),
-        tuple(frame.where for frame in instants), holds[0], own_world=False, units_per_metre=sequence.units_per_metre,
+        tuple(frame.where for frame in instants), holds[0], sequence.model.name, own_world=False, units_per_metre=sequence.units_per_metre,
         notes=notes)
 
 

@@ -14,8 +14,6 @@ from lib.errors import InputError
 from lib.geometry.camera import Camera
 
 FORMAT = "subject folder (Gaussian Head Avatar)"
-# (identity, expression) coefficients -> the model that the published fitting writes with these; nothing else tells them apart.
-MODELS = {(80, 64): FaceModel("BFM", "2009"), (150, 52): FaceModel("FaceVerse", "2"), (100, 59): FaceModel("FLAME")}
 FLAME_EXPRESSIONS = 50  # of its 59; then jaw 3, eyes 6
 
 
@@ -65,7 +63,7 @@ def _params(folder: CaptureFolder, frame: str) -> tuple[FaceParams, FaceModel]:
     path, stored = folder.params_path(frame), folder.read_params(frame)
     archive = parse_arrays(path, read_bytes(path))
     identity = torch.from_numpy(numbers(path, archive, None, "id_coeff").reshape(-1)) if np.size(archive.get("id_coeff", ())) else None
-    model = MODELS.get((0 if identity is None else len(identity), len(stored.expression)), FaceModel(None))
+    model = FaceModel(*stored.model or (None,))
     return face_params(stored, identity, model), model
 
 
