@@ -22,6 +22,7 @@ from lib.errors import InputError
 
 _OBJECT_ARRAY = np.dtype(object)
 _CODES = re.compile(r"[<>|=]?([?bBhHiIlLqQefd]|b1|i[1248]|u[1248]|f[248]|[SU][1-9][0-9]{0,3}|O8?)")  # of types that arrays may have
+_MOST_PARTS = 1 << 18  # of a model, which has hundreds: a second's work
 _MOST_CELLS = 1 << 24  # of a sparse matrix, which becomes a dense one: those of FLAME have 25,000, those of SMPL-X 600,000
 
 
@@ -152,20 +153,38 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def without_stand_ins(value: Any) -> Any:
-    """What was stored, with arrays of numpy where they stood. Raises ValueError or TypeError for a matrix whose parts do not fit together."""
-    if isinstance(value, StoredArray):
-        if value.value is None:
-            raise ValueError("an array without its numbers")
-        return value.value
-    if isinstance(value, _Chumpy):
-        return without_stand_ins(value.state.get("x"))
-    if isinstance(value, _Csc | _Csr):
-        return _sparse({key: without_stand_ins(item) for key, item in value.state.items()}, by_column=isinstance(value, _Csc))
-    if isinstance(value, dict):
-        return {key: without_stand_ins(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(without_stand_ins(item) for item in value)
-    return value
+    """What was stored, with arrays of numpy where they stood. Raises ValueError or TypeError for a matrix whose parts do not fit together, and
+    for what has more parts than any model: forty lists that each hold the next one twice are 300 bytes, and 10^12 parts."""
+    return _Unfolding()(value)
+
+
+class _Unfolding:
+    def __init__(self) -> None:
+        self._left = _MOST_PARTS
+
+    def __call__(self, value: Any) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"more than {_MOST_PARTS} parts")
+        if isinstance(value, StoredArray):
+            if value.value is None:
+                raise ValueError("an array without its numbers")
+            return self._objects(value.value) if value.value.dtype == _OBJECT_ARRAY else value.value
+        if isinstance(value, _Chumpy):
+            return self(value.state.get("x"))
+        if isinstance(value, _Csc | _Csr):
+            return _sparse({key: self(item) for key, item in value.state.items()}, by_column=isinstance(value, _Csc))
+        if isinstance(value, dict):
+            return {key: self(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self(item) for item in value)
+        return value
+
+    def _objects(self, array: NDArray) -> NDArray:
+        unfolded = np.empty_like(array)
+        for place in np.ndindex(array.shape):
+            unfolded[place] = self(array[place])
+        return unfolded
 
 
 def _array(shape: tuple[int, ...], kind: Any, by_column: bool, data: Any) -> NDArray:
@@ -177,7 +196,7 @@ def _array(shape: tuple[int, ...], kind: Any, by_column: bool, data: Any) -> NDA
             raise ValueError(f"an array of {count} objects without them")
         flat = np.empty(count, dtype=object)
         for index, item in enumerate(data):
-            flat[index] = without_stand_ins(item)
+            flat[index] = item
         return flat.reshape(shape, order="F" if by_column else "C")
     data = data.encode("latin1") if isinstance(data, str) else data  # files of Python 2
     if not isinstance(data, bytes | bytearray) or len(data) != count * dtype.itemsize:

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lib.archives import load_torch
 from lib.errors import InputError
 from lib.files import sha256
 from lib.kernels import runs_kernels
@@ -300,7 +301,7 @@ def _read_weights(folder: Path, file: PublishedFile, key: str, network: Network)
         raise InputError(f"{key} is larger than 0, but {path} is missing ({file.content}; {file.licence}). "
                          f"Run `{_command(folder, network)}`, or set {key}=0")
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = load_torch(path)
     except Exception as error:  # a damaged file can raise nearly anything in the unpickler
         raise InputError(f"{path}: not a readable weight file ({type(error).__name__}); move it away and run "
                          f"`{_command(folder, network)}`") from error

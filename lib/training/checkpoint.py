@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from lib.archives import Damaged, check_zip
+from lib.archives import Damaged, load_torch
 from lib.config import Config
 from lib.datasets.head_capture import CaptureRecord
 from lib.errors import InputError
@@ -141,8 +141,7 @@ def read_file(path: Path, key: str) -> Any:
         found = f"{path.parent} holds {near}" if near else f"there is no folder {path.parent}"
         raise InputError(f"{key}: {path}: no such checkpoint ({found}); train that stage first or correct the path")
     try:
-        check_zip(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_torch(path)
     except Damaged as error:
         raise InputError(f"{key}: {path}: not a readable checkpoint ({error}); it is damaged: copy it again, or take an older one") from error
     except Exception as error:  # a damaged file can raise nearly anything in the unpickler
@@ -175,7 +174,7 @@ def parse_checkpoint(state: Any, path: Path, stage: str, key: str) -> Checkpoint
         wrong = [value for values in vars(data).values() for value in values
                  if not isinstance(value, str) and not (isinstance(value, float) and math.isfinite(value))]
         if wrong:
-            raise TypeError(f"found {wrong[0]!r}")
+            raise TypeError(f"found a {type(wrong[0]).__name__}")
     except TypeError as error:
         raise InputError(f"{key}: {path}: damaged checkpoint: its record of the data is not readable ({error})") from error
     return Checkpoint(path=path, **{name: state[name] for name in fields if name != "data"}, data=data, made_by=read_provenance(state.get("made_by")))

@@ -126,3 +126,17 @@ def test_tensors_in_an_embedding_are_skipped(tmp_path):
     content = read_pickle(tmp_path / "a.npy")
     np.testing.assert_array_equal(content["x"], np.arange(3))
     assert content["y"] is None
+
+
+@pytest.mark.parametrize("how", ["plain", "inside", "within itself"])
+def test_lists_that_hold_each_other_without_end_are_refused(tmp_path, how):
+    nested = [1.0]
+    for _ in range(40):
+        nested = [nested, nested]
+    held = np.empty(1, dtype=object)
+    held[0] = nested
+    endless = []
+    endless.append(endless)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"f": {"plain": nested, "inside": held, "within itself": endless}[how]}, protocol=2))
+    with pytest.raises(InputError, match=r"a\.pkl: refused"):
+        read_pickle(tmp_path / "a.pkl")

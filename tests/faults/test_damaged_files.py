@@ -38,7 +38,7 @@ PAST = {
     "landmarks": (17,), "detections to take over": (32,), "frames": (0, 3), "camera path": (15,), "picture a.png": (6,), "picture grey.png": (10,),
     "mesh-head checkpoint": (2, 9, 50), "gaussian-head checkpoint": (2,), "checkpoint to resume": (9, 12, 20, 24),
     "published gaussianhead": (2, 4, 8),
-    "published supres": (4,), "published delta_poses": (38,), "FLAME": (30,), "FLAME's landmarks": (2, 16), "FaceVerse": (11, 29),
+    "published supres": (4,), "published delta_poses": (38,), "FLAME": (30,), "FLAME's landmarks": (2, 16, 163), "FaceVerse": (11, 29),
     "BFM plain": (1,), "BFM npz": (0, 1, 6, 9, 10, 11), "VHAP tracker": (3, 52), "rows npz": (7,), "rows npy": (0,), "benchmark tracking": (12,),
     "benchmark cameras": (5, 112), "INSTA": (20,), "raw video": (11,), "video of one camera": (8, 10, 13), "raw calibration": (74,),
     "affine colours": (4,), "cheung colours": (13,), "VHAP landmarks": (0, 3, 9, 14, 21), "tetrahedral grid": (6,), "metrics": (32, 33, 34),

@@ -260,3 +260,15 @@ def test_a_malicious_pickle_is_not_executed(tmp_path, zipped):
     assert not mark.exists()
     torch.load(path, weights_only=False)
     assert mark.exists()  # the file was indeed malicious
+
+
+@pytest.mark.parametrize("key", ["config", "data", "modules", "optimizers", "made_by"])
+def test_lists_that_hold_each_other_without_end_are_refused(saved, key):
+    """300 bytes that are 10^12 parts for whatever walks through them."""
+    path, _ = saved
+    state, nested = torch.load(path, weights_only=True), [1.0]
+    for _ in range(40):
+        nested = [nested, nested]
+    state[key] = {"x": nested} if key != "data" else state[key] | {"frames": nested}
+    torch.save(state, path)
+    assert "more than 1048576 parts" in refusal(path)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lib.archives import check_zip
+from lib.archives import load_torch
 from lib.datasets.arrays import finite
 from lib.datasets.tracked.files import FolderFiles, Gaps, Look, ReadOptions, numbered
 from lib.datasets.tracked.record import FaceModel, FaceParams, TrackedFrame, TrackedSequence
@@ -89,9 +89,7 @@ def _load(path: Path) -> Any:
     """Arrays of numpy by the stand-ins of lib/face_models/pickles.py; all else by what torch allows."""
     allowed = [StoredArray, StoredType, *((stand_in, f"{module}.{name}") for (module, name), stand_in in NUMPY.items())]
     try:
-        check_zip(path)
-        with torch.serialization.safe_globals(allowed):
-            return without_stand_ins(torch.load(path, map_location="cpu", weights_only=True))
+        return without_stand_ins(load_torch(path, allowed))
     except UnpicklingError as error:
         reason = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), str(error).splitlines()[0])
         raise InputError(f"{path}: refused, as it holds more than arrays and plain values and might run code: {reason}") from error
