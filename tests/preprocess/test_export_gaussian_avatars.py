@@ -176,7 +176,7 @@ def test_pictures_are_put_on_white_once(tmp_path, show):
 def test_a_subject_of_another_model_is_refused_and_may_go_without(made, tmp_path):
     source = copy_subject(made.subject, tmp_path / "me", CAMERAS[:1])
     said = refusal(source, tmp_path / "out")
-    assert "55 coefficients of an unknown model" in said and "--without-params" in said and not (tmp_path / "out").exists()
+    assert "55 coefficients of ICT-FaceKit" in said and "--without-params" in said and not (tmp_path / "out").exists()
     export(source, tmp_path / "out", params=False)
     rows = json.loads((tmp_path / "out" / "transforms.json").read_text())["frames"]
     assert not any("flame_param_path" in row for row in rows) and not (tmp_path / "out" / "flame_param").exists()
