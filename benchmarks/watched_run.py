@@ -110,14 +110,14 @@ def viewer(command: list[str], turns: list[Turn]) -> Iterator[None]:
 
 
 def watch(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The run, and what was seen of it."""
-    configs = [f"--config={path}" for path in arguments.config]
-    options = [*configs, *arguments.overrides, f"recorder.show_freq={SHOW_EVERY}"]
-    config = read_config(Arguments(arguments.config[0], (*arguments.overrides, options[-1]), tuple(arguments.config[1:])), GaussianHeadTrainConfig)
-    device = os.environ.get("CUDA_VISIBLE_DEVICES", "0") if torch.cuda.is_available() else ""
+    """The run, and what was seen of it. Memory in use on the GPU is that of all processes, also of a viewer."""
+    overrides = (*arguments.overrides, f"recorder.show_freq={SHOW_EVERY}")
+    config = read_config(Arguments(arguments.config[0], overrides, tuple(arguments.config[1:])), GaussianHeadTrainConfig)
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if torch.cuda.is_available() else ""
     samples: list[Sample] = []
     turns: list[Turn] = []
-    training = subprocess.Popen([sys.executable, str(ROOT / "train_gaussianhead.py"), *options], stdout=sys.stderr)
+    command = [sys.executable, str(ROOT / "train_gaussianhead.py"), *(f"--config={path}" for path in arguments.config), *overrides]
+    training = subprocess.Popen(command, stdout=sys.stderr)
 
     def take() -> None:
         while training.poll() is None:
@@ -128,15 +128,19 @@ def watch(arguments: argparse.Namespace) -> dict[str, Any]:
     sampler = threading.Thread(target=take)
     sampler.start()
     latest = config.recorder.run_folder / "gaussianhead_latest"
-    while arguments.viewer and training.poll() is None:
-        time.sleep(arguments.turn)
-        if latest.exists() and training.poll() is None:
-            words = [f"load_gaussianhead_checkpoint={latest}", "port=0", *arguments.viewer[1:]]
-            with viewer([sys.executable, str(ROOT / "viewer.py"), "--config", arguments.viewer[0], *words], turns), contextlib.suppress(
-                    subprocess.TimeoutExpired):
-                training.wait(arguments.turn)
-    code = training.wait()
-    sampler.join()
+    try:
+        while arguments.viewer and training.poll() is None:
+            time.sleep(arguments.turn)
+            if latest.exists() and training.poll() is None:
+                words = [f"load_gaussianhead_checkpoint={latest}", "port=0", *arguments.viewer[1:]]
+                with viewer([sys.executable, str(ROOT / "viewer.py"), "--config", arguments.viewer[0], *words], turns), contextlib.suppress(
+                        subprocess.TimeoutExpired):
+                    training.wait(arguments.turn)
+        code = training.wait()
+    finally:  # a viewer that does not start, or Ctrl-C, leaves no training behind
+        training.terminate()
+        training.wait()
+        sampler.join()
     if code:
         raise RuntimeError(f"the training ended with {code}")
     events = EventAccumulator(str(config.recorder.logdir), size_guidance={"scalars": 0}).Reload()
