@@ -3,7 +3,15 @@
 import pytest
 import torch
 
+from lib.avatars.gaussian_head_avatar import augmentation
 from lib.avatars.gaussian_head_avatar.augmentation import Zoom, random_zoom
+from tests.render.triton_process import compiles, installed, interpreted, run_interpreted, starts_interpreter
+
+ZOOMS = {
+    "random": random_zoom(21, [torch.Generator().manual_seed(seed) for seed in range(6)]),
+    "extremes": Zoom(torch.tensor([42, 1, 21, 30]), torch.tensor([5, -20, 0, 9]), torch.tensor([21, -3, 0, -9]), 21),
+    "beyond twice": Zoom(torch.tensor([43, 70]), torch.tensor([11, 30]), torch.tensor([1, 40]), 21),
+}
 
 
 def seeded(count):
@@ -52,3 +60,50 @@ def test_gradient_flows_through_the_zoom():
     image = torch.rand(1, 1, 8, 8, requires_grad=True)
     random_zoom(8, seeded(1)).apply(image, 1).sum().backward()
     assert image.grad is not None and image.grad.sum() > 0
+
+
+@installed
+@starts_interpreter
+def test_under_the_interpreter():
+    run_interpreted(__file__)
+
+
+@interpreted
+@pytest.mark.parametrize("name", ZOOMS)
+@pytest.mark.parametrize("scale", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_kernels_give_the_bits_of_their_twin(name, scale, dtype, monkeypatch):
+    zoom, random = ZOOMS[name], torch.Generator().manual_seed(0)
+    shape = (len(zoom.size), 3, 21 * scale, 21 * scale)
+    image = torch.randn(shape, generator=random) if dtype is torch.float32 else torch.randint(256, shape, generator=random, dtype=dtype)
+    image.requires_grad_(dtype is torch.float32)
+    calls, twin = [], augmentation.zoom_twin
+    monkeypatch.setattr(augmentation, "zoom_twin", lambda *arguments: calls.append(1) or twin(*arguments))
+    ours = zoom.apply(image, scale)
+    assert bool(calls) == (name == "beyond twice")
+    right = twin(image, scale * torch.stack([zoom.top, zoom.left, zoom.size], dim=1))
+    assert ours.dtype == dtype and torch.equal(ours, right)
+    if dtype is torch.float32:
+        upstream = torch.randn(shape, generator=random)
+        assert torch.equal(*(torch.autograd.grad(output, image, upstream)[0] for output in (ours, right)))
+
+
+@installed
+@compiles
+@pytest.mark.parametrize(("name", "stored"), [("zoom", "fp32"), ("zoom", "u8"), ("zoom_gradients", "fp32")])
+def test_kernels_compile_without_a_gpu(name, stored, tmp_path, monkeypatch):
+    from triton.compiler import ASTSource
+
+    from lib.avatars.gaussian_head_avatar import zoom_kernels
+    from tests.render.compiled import assembled
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = getattr(zoom_kernels, name)
+    constants = {"CHANNELS": 32 if stored == "fp32" else 5, "BLOCK": augmentation.BLOCK}
+    if name == "zoom":
+        constants["PADDING"] = 1.0 if stored == "fp32" else 255
+    types = {"windows": "*i32", "count": "i32"} | dict.fromkeys(constants, "constexpr")
+    signature = {argument: types.get(argument, f"*{stored}") for argument in kernel.arg_names}
+    attributes = {(index,): [["tt.divisibility", 16]] for index in range(4)}
+    needs = assembled(ASTSource(kernel, signature, constants, attributes), 90, augmentation.WARPS, {})
+    assert needs.registers <= 128 and needs.stack == 0
