@@ -3,8 +3,9 @@
     python -m benchmarks.viewer [--config FILE] [--output FILE] [--gaussians N] [--resolution PX] [--seconds S] [key=value ...]
 
 Without `--config` the avatar is that of `benchmarks.reenact`: untrained, a coloured shell as large as a head. The client orbits without pause
-while the driver plays, acknowledges nothing, and decodes every JPEG that it is sent. It runs in a process of its own. JSON goes to stdout (or
-FILE), progress to stderr.
+while the driver plays, acknowledges nothing, and decodes every JPEG that it is sent. It runs in a process of its own. `ready_s` is the time until
+the address is printed, which on a GPU waits for compilers: TRITON_CACHE_DIR=<an empty folder> tells how long the first time takes. JSON goes to
+stdout (or FILE), progress to stderr.
 """
 
 import argparse
@@ -187,6 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
             viewer = untrained(Path(folder), options.gaussians, size)
         else:
             viewer = Viewer(read_config(Arguments(options.config, changes), ViewerConfig))
+        viewer.prepare()
         ready = time.perf_counter() - began
         print(f"viewer ready after {ready:.1f} s; measuring", file=sys.stderr, flush=True)
         result = measure(viewer, size, options.seconds)
@@ -196,7 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
               "resolution": size, "ready_s": round(ready, 2), **result}
     result["acceptance"] = [
         {"what": "pictures a second", "value": result["pictures_a_second"], "least": WANTED_PER_SECOND},
-        {"what": "seconds to the first picture", "value": result["first_picture_s"], "most": WANTED_FIRST}]
+        {"what": "seconds from the start to the first picture", "value": round(ready + result["first_picture_s"], 2), "most": WANTED_FIRST}]
     text = json.dumps(result, indent=1)
     if options.output is None:
         print(text)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 HANG = 20.0  # seconds
 ALIGNMENT = 256  # bytes: of the parts of an allocation
-ALIGNMENT = 256  # bytes: of the parts of an allocation
 KEPT = 1024  # sets of numbers per kernel
 GRAPHS, GAIN, SEEN = 16, 8, 64  # graphs kept; replays per graph that make others worth recording; keys remembered until they come again
 

@@ -1,9 +1,11 @@
 """The viewer: one thread draws the newest state for every browser, and what became old before it was drawn is never drawn."""
 
+import contextlib
 import threading
 import time
 import warnings
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,9 @@ class Viewer:
 
     def __init__(self, config: ViewerConfig) -> None:
         check_resolution(config.dataset.resolution)
-        self._config, device = config, choose_device(config.device, config.gpu_id)
+        self._config, self._device = config, choose_device(config.device, config.gpu_id)
         keyed = [(config.avatar_path, "load_gaussianhead_checkpoint"), *((path, "beside") for path in config.beside)]
-        self.avatars = [WatchedAvatar(config, path, key, device) for path, key in keyed]
+        self.avatars = [WatchedAvatar(config, path, key, self._device) for path, key in keyed]
         first = self.avatars[0]
         for other in self.avatars[1:]:
             if other.expression_count != first.expression_count:
@@ -62,21 +64,34 @@ class Viewer:
         self._server.on_client_connect(self._connected)
         self._server.on_client_disconnect(self._left)
 
+    def prepare(self) -> None:
+        """Draws once for nobody, on a GPU: what compilers need is over before the page is opened."""
+        if self._device.type == "cuda":
+            wish = self.panel.wish()
+            with self._complaints():
+                self._draw(wish, self.puppet.lens.resized(wish.look.resolution, wish.look.resolution))
+
     def run(self) -> None:
         """Draws until `stop` or an interruption. What goes wrong is told in the page, and the next wish is tried."""
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")  # somebody left while it was drawn
                 while not self._stopping.is_set():
-                    try:
+                    pause = REFRESH
+                    with self._complaints():
                         pause = self._round(time.perf_counter())
-                    except Exception as error:  # noqa: BLE001 (a loop that ends is a page that stands still and does not say why)
-                        pause = REFRESH
-                        self._complain(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
                     self._wake.wait(pause)
                     self._wake.clear()
         finally:
             self._server.stop()
+
+    @contextlib.contextmanager
+    def _complaints(self) -> Iterator[None]:
+        """An error is told and is over: a loop that ends is a page that stands still and does not say why."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001
+            self._complain(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
 
     def stop(self) -> None:
         """From another thread: ends `run` after what is being drawn."""
@@ -215,6 +230,7 @@ def view(config: ViewerConfig) -> None:
     viewer = Viewer(config)
     for note in viewer.notes:
         print(f"driver: {note}")
+    viewer.prepare()
     print(f"viewer: open {viewer.address}", flush=True)
     if config.host not in ("127.0.0.1", "localhost", "::1"):
         print("viewer: everybody who reaches this machine and knows that address has the page, and http hides nothing on its way", flush=True)
