@@ -27,6 +27,7 @@ PUBLISHED_MS, PUBLISHED_GIB = 142.0, 10.0  # measured on the same kind of GPU
 LIMITS = {1: 18.0, 4: 14.0}  # ms per image, by images in a step
 MOST_GIB = 6.0  # of a step of one image
 LARGEST = 20  # kernels
+WARM_UP = 40  # steps on a GPU: after 32 the rows of who moves what are found anew, and compilers learn that their number changes
 
 
 def steps_in_a_row(stage: GaussianHeadStage, batches: list[HeadBatch], count: int, cuda: bool) -> float:
@@ -82,13 +83,17 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     for images in arguments.images:
         batches = [TrainingBatches(capture, images, 1, seed=0)[step].to(device) for step in range(BATCHES)]
         times: dict[str, list[float]] = {precision: [] for precision in stages}
-        for number in range(arguments.rounds + 1):  # the first does not count
+        first = {}
+        for precision, stage in stages.items():
+            first[precision] = round(1e-3 * steps_in_a_row(stage, batches, 1, cuda), 1)
+            steps_in_a_row(stage, batches, WARM_UP if cuda else arguments.steps, cuda)
+        for _ in range(arguments.rounds):
             for precision, stage in stages.items():
-                elapsed = steps_in_a_row(stage, batches, arguments.steps, cuda)
-                times[precision] += [elapsed] if number else []
+                times[precision].append(steps_in_a_row(stage, batches, arguments.steps, cuda))
         rows: dict[str, Any] = {}
         for precision, stage in stages.items():
-            rows[precision] = {"step_ms": spread(times[precision]), "ms_per_image": round(spread(times[precision])["median"] / images, 3)}
+            rows[precision] = {"first_step_s": first[precision], "step_ms": spread(times[precision]),
+                               "ms_per_image": round(spread(times[precision])["median"] / images, 3)}
             if cuda:
                 def one_step(stage: GaussianHeadStage = stage, batches: list[HeadBatch] = batches) -> None:
                     stage.step(batches[0], 0)

@@ -1,6 +1,7 @@
 """A training watched from outside: `python -m benchmarks.watched_run --config FILE [...] [key=value ...]` prints JSON.
 
-Runs train_gaussianhead.py and samples, every second, its resident memory, open files and threads, and the memory in use on the GPU. With
+Runs train_gaussianhead.py and samples, every second, its resident memory, open files and threads, and the memory in use on the GPU. What comes
+before the first checkpoint is warm-up: compilers, the first validation, the cache of frames filling (dataset.cache_gb bounds it). With
 --viewer FILE a viewer of the run's checkpoint comes and goes, with no browser at it, and steps with and without it are compared.
 """
 
@@ -27,7 +28,8 @@ from lib.config.reader import Arguments
 from lib.training.runtime import run
 
 ROOT = Path(__file__).resolve().parent.parent
-WARM_UP = 0.2  # of the samples
+WARM_UP = 0.2  # of the samples, at least
+SHOWN = 40  # samples in the result
 SLOWER = 0.03  # by a viewer
 SHOW_EVERY = 20  # steps; one time is of so many
 MARK = "viewer: open "
@@ -35,8 +37,9 @@ MARK = "viewer: open "
 
 @dataclass(frozen=True)
 class Sample:
-    """At one moment: resident bytes, open files, threads, MiB in use on the GPU (0 without one)."""
+    """At one moment (time.time()): resident bytes, open files, threads, MiB in use on the GPU (0 without one)."""
 
+    time: float
     bytes: int
     files: int
     threads: int
@@ -63,14 +66,13 @@ def sample(process: int, device: str) -> Sample:
         said = subprocess.run(["nvidia-smi", f"--id={device}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
                               capture_output=True, text=True, check=True).stdout
         used = int(said)
-    return Sample(int(status["VmRSS"].split()[0]) << 10, len(os.listdir(folder / "fd")), int(status["Threads"]), used)  # noqa: PTH208
+    return Sample(time.time(), int(status["VmRSS"].split()[0]) << 10, len(os.listdir(folder / "fd")), int(status["Threads"]), used)  # noqa: PTH208
 
 
 def growth(values: list[int]) -> float:
-    """Of the least of the last quarter over that of the first one after the warm-up."""
-    settled = values[int(WARM_UP * len(values)):]
-    quarter = max(1, len(settled) // 4)
-    first, last = min(settled[:quarter]), min(settled[-quarter:])
+    """Of the least of the last quarter over that of the first."""
+    quarter = max(1, len(values) // 4)
+    first, last = min(values[:quarter]), min(values[-quarter:])
     return (last - first) / first if first else 0.0
 
 
@@ -114,7 +116,9 @@ def watch(arguments: argparse.Namespace) -> dict[str, Any]:
     overrides = (*arguments.overrides, f"recorder.show_freq={SHOW_EVERY}")
     config = read_config(Arguments(arguments.config[0], overrides, tuple(arguments.config[1:])), GaussianHeadTrainConfig)
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if torch.cuda.is_available() else ""
+    latest = config.recorder.run_folder / "gaussianhead_latest"
     samples: list[Sample] = []
+    before: list[Sample] = []  # the first checkpoint
     turns: list[Turn] = []
     command = [sys.executable, str(ROOT / "train_gaussianhead.py"), *(f"--config={path}" for path in arguments.config), *overrides]
     training = subprocess.Popen(command, stdout=sys.stderr)
@@ -123,11 +127,11 @@ def watch(arguments: argparse.Namespace) -> dict[str, Any]:
         while training.poll() is None:
             with contextlib.suppress(OSError):
                 samples.append(sample(training.pid, device))
+                before.extend([] if latest.exists() else samples[-1:])
             time.sleep(1.0)
 
     sampler = threading.Thread(target=take)
     sampler.start()
-    latest = config.recorder.run_folder / "gaussianhead_latest"
     try:
         while arguments.viewer and training.poll() is None:
             time.sleep(arguments.turn)
@@ -145,17 +149,22 @@ def watch(arguments: argparse.Namespace) -> dict[str, Any]:
         raise RuntimeError(f"the training ended with {code}")
     events = EventAccumulator(str(config.recorder.logdir), size_guidance={"scalars": 0}).Reload()
     moments = [(event.step, event.wall_time) for event in events.Scalars("gaussianhead/total")]
-    grown = {name: round(growth([getattr(one, name) for one in samples]), 4) for name in ("bytes", "device_mib")}
-    counts = {name: _quarters([getattr(one, name) for one in samples]) for name in ("files", "threads")}
+    settled = samples[max(len(before), int(WARM_UP * len(samples))):]
+    if not settled:
+        raise RuntimeError("nothing was seen after the first checkpoint: lower recorder.save_freq")
+    grown = {name: round(growth([getattr(one, name) for one in settled]), 4) for name in ("bytes", "device_mib")}
+    counts = {name: _quarters([getattr(one, name) for one in settled]) for name in ("files", "threads")}
+    shown = [{"second": round(one.time - samples[0].time), "bytes": one.bytes, "device_mib": one.device_mib}
+             for one in samples[::max(1, len(samples) // SHOWN)]]
     return {"device": torch.cuda.get_device_name() if device else "cpu", "torch": torch.__version__, "steps": moments[-1][0], "samples": len(samples),
-            "most": {name: max(getattr(one, name) for one in samples) for name in grown}, "growth": grown, **counts, **compared(moments, turns)}
+            "warm_up": len(samples) - len(settled), "most": {name: max(getattr(one, name) for one in samples) for name in grown}, "growth": grown,
+            **counts, **compared(moments, turns), "shown": shown}
 
 
 def _quarters(values: list[int]) -> list[float]:
-    """Medians of the first quarter after the warm-up and of the last."""
-    settled = values[int(WARM_UP * len(values)):]
-    quarter = max(1, len(settled) // 4)
-    return [statistics.median(settled[:quarter]), statistics.median(settled[-quarter:])]
+    """Medians of the first quarter and of the last."""
+    quarter = max(1, len(values) // 4)
+    return [statistics.median(values[:quarter]), statistics.median(values[-quarter:])]
 
 
 def main() -> None:

@@ -16,11 +16,11 @@ def test_steps_are_told_apart_by_whether_a_viewer_was_ready():
     assert "slower" not in compared(moments, [])
 
 
-def test_growth_is_after_the_warm_up():
-    assert growth([1, 50, *[100] * 8]) == 0.0
-    assert growth([*[100] * 9, 110]) == 0.0  # the least of the last quarter
+def test_growth_is_that_of_the_least_of_quarters():
+    assert growth([50, 100, *[100] * 8]) == pytest.approx(1.0)
+    assert growth([*[100] * 9, 110]) == 0.0
     assert growth([*[100] * 8, 110, 110]) == pytest.approx(0.1)
-    assert growth([0] * 10) == 0.0
+    assert growth([0] * 10) == 0.0 and growth([7]) == 0.0
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="counted in /proc")  # noqa: PTH112

@@ -162,7 +162,9 @@ class BoundHead:
 
         colors = weights.blend(self.exp_color(expression), self.pose_color(pose))
         by_expression = config.deform_scale * weights.expression_part(self.exp_deform(expression).tanh())
-        moved = self.pose_deform or self._bind(neutral.pose_deform, self.encode((neutral.xyz + by_expression).index_select(1, weights.pose_rows)))
+        moved = self.pose_deform
+        if moved is None:  # not `or`: what is bound has no truth that compilers know, and torch 2.11 would compile nine pieces
+            moved = self._bind(neutral.pose_deform, self.encode((neutral.xyz + by_expression).index_select(1, weights.pose_rows)))
         by_pose = config.deform_scale * weights.pose_part(moved(pose).tanh())
         change = weights.blend(self.exp_attributes(expression), self.pose_attributes(pose))
         scale, turn, opacity = (config.attributes_scale * change).split(ATTRIBUTES, dim=-1)
