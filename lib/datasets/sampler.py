@@ -31,6 +31,11 @@ class TrainingBatches(Dataset[HeadBatch]):
         """Steps in which every training frame is seen once."""
         return -(-len(self.capture.train_frames) // self.batch_size)
 
+    @property
+    def pixels_shape(self) -> torch.Size:
+        """Of the pixels of an item: B V 5 H W."""
+        return torch.Size((len(self.rows), self.views, 5, self.capture.config.resolution, self.capture.config.resolution))
+
     def share(self, process: int, processes: int, passes: int) -> "TrainingBatches":
         """The same batches, of which items hold the part of one process, in a size that can be split into `passes`.
 

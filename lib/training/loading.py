@@ -41,16 +41,12 @@ def load(batches: TrainingBatches, steps: range, workers: int, pinned: bool) -> 
 
     Closing ends the threads. Raises what loading raised (InputError for a picture that cannot be used) at the step it belongs to.
     """
-    shape = None
-
     def coming() -> Iterator[tuple[int, UInt8[Tensor, "B V 5 H W"] | None]]:
         for step in steps:  # asked for by the caller's thread
-            yield step, _page_locked(shape) if pinned and workers and shape else None
+            yield step, _page_locked(batches.pixels_shape) if pinned and workers else None
 
     with contextlib.closing(ahead(lambda item: _load(batches, *item), coming(), workers)) as loaded:
-        for batch in loaded:
-            shape = batch.pixels.shape  # of all batches; those asked for before the first was there come in ordinary memory
-            yield batch
+        yield from loaded
 
 
 def ahead(make: Callable[[Item], Made], items: Iterable[Item], workers: int) -> Iterator[Made]:

@@ -48,7 +48,7 @@ def test_few_steps_are_measured_after_the_others(tmp_path, steps, clock, profile
     start = 40
     measured = StepProfiler(tmp_path, "stage", torch.device("cpu"), start, start + steps)
     running = {}
-    for done in range(start + 1, start + min(steps, 20) + 1):
+    for done in range(start + 1, start + min(steps, WARM_UP + 2 * COUNT) + 1):
         torch.ones(3) + 1
         said = measured.after(done)
         running[done - start] = measured._profile is not None
@@ -60,12 +60,12 @@ def test_few_steps_are_measured_after_the_others(tmp_path, steps, clock, profile
 
 
 def test_a_run_that_ends_early_writes_nothing_and_the_next_can_be_profiled(tmp_path):
-    for length in (11, 15):
+    for length in (WARM_UP + 1, WARM_UP + COUNT):
         measured = StepProfiler(tmp_path, "stage", torch.device("cpu"), 0, 100)
         for done in range(1, length + 1):
             measured.after(done)
         measured.close()
-        assert len(list(tmp_path.iterdir())) == (2 if length == 15 else 0)
+        assert len(list(tmp_path.iterdir())) == (2 if length == WARM_UP + COUNT else 0)
 
 
 def test_too_short_a_run_says_so(made: Tiny, tmp_path, capsys):
