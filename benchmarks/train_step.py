@@ -1,7 +1,8 @@
 """How long a training step of the Gaussian head takes: `python -m benchmarks.train_step` prints JSON.
 
 Networks, resolution and losses are those of NeRSemble 031 (2048 px, 103,000 Gaussians, LPIPS on 512 px with random weights); the head is
-not trained, and pictures are in the memory of the device. Both precisions take turns in one process.
+not trained, and pictures are in the memory of the device. Both precisions take turns in one process. Memory and the first step are those of a
+process for itself only where one number of images and one precision are asked for.
 """
 
 import argparse
@@ -118,7 +119,7 @@ def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
     parser.add_argument("--images", type=int, nargs="+", default=[1, 4], help="per step")
     parser.add_argument("--precisions", nargs="+", choices=("high", "highest"), default=["high", "highest"])
-    parser.add_argument("--steps", type=int, default=10, help="per round")
+    parser.add_argument("--steps", type=int, default=32, help="per round: in as many, rows are found anew once")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--deterministic", action="store_true", help="as trainer.deterministic trains: compare with a run without")
     parser.add_argument("--small", action="store_true", help="64 px and small networks, on the CPU")

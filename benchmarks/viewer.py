@@ -4,8 +4,8 @@
 
 Without `--config` the avatar is that of `benchmarks.reenact`: untrained, a coloured shell as large as a head. The client orbits without pause
 while the driver plays, acknowledges nothing, and decodes every JPEG that it is sent. It runs in a process of its own. `ready_s` is the time until
-the address is printed, which on a GPU waits for compilers: TRITON_CACHE_DIR=<an empty folder> tells how long the first time takes. JSON goes to
-stdout (or FILE), progress to stderr.
+the address is printed, without imports; on a GPU it waits for compilers, and TRITON_CACHE_DIR=<an empty folder> tells how long the first time takes.
+JSON goes to stdout (or FILE), progress to stderr.
 """
 
 import argparse

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from lib.training.runtime import run
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM_UP = 0.2  # of the samples, at least
+FEWEST = 8  # values after it, for a growth that means something
 SHOWN = 40  # samples in the result
 SLOWER = 0.03  # by a viewer
 SHOW_EVERY = 20  # steps; one time is of so many
@@ -69,7 +70,7 @@ def sample(process: int, device: str) -> Sample:
     return Sample(time.time(), int(status["VmRSS"].split()[0]) << 10, len(os.listdir(folder / "fd")), int(status["Threads"]), used)  # noqa: PTH208
 
 
-def growth(values: list[int]) -> float:
+def growth(values: Sequence[float]) -> float:
     """Of the least of the last quarter over that of the first."""
     quarter = max(1, len(values) // 4)
     first, last = min(values[:quarter]), min(values[-quarter:])
@@ -112,7 +113,7 @@ def viewer(command: list[str], turns: list[Turn]) -> Iterator[None]:
 
 
 def watch(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The run, and what was seen of it. Memory in use on the GPU is that of all processes, also of a viewer."""
+    """The run, and what was seen of it. Memory in use on the GPU (device_mib) is that of all processes, also of a viewer."""
     overrides = (*arguments.overrides, f"recorder.show_freq={SHOW_EVERY}")
     config = read_config(Arguments(arguments.config[0], overrides, tuple(arguments.config[1:])), GaussianHeadTrainConfig)
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if torch.cuda.is_available() else ""
@@ -150,15 +151,20 @@ def watch(arguments: argparse.Namespace) -> dict[str, Any]:
     events = EventAccumulator(str(config.recorder.logdir), size_guidance={"scalars": 0}).Reload()
     moments = [(event.step, event.wall_time) for event in events.Scalars("gaussianhead/total")]
     settled = samples[max(len(before), int(WARM_UP * len(samples))):]
-    if not settled:
-        raise RuntimeError("nothing was seen after the first checkpoint: lower recorder.save_freq")
-    grown = {name: round(growth([getattr(one, name) for one in settled]), 4) for name in ("bytes", "device_mib")}
+    since = settled[0].time if settled else float("inf")
+    series = {name: [getattr(one, name) for one in settled] for name in ("bytes", "device_mib")}
+    for name in ("allocated_gb", "reserved_gb"):  # of the training alone, on a GPU
+        if f"gaussianhead/{name}" in events.Tags()["scalars"]:
+            series[name] = [event.value for event in events.Scalars(f"gaussianhead/{name}") if event.wall_time >= since]
+    if min(map(len, series.values())) < FEWEST:
+        raise RuntimeError(f"there are fewer than {FEWEST} samples after the first checkpoint: lower recorder.save_freq, or raise trainer.steps")
+    grown = {name: round(growth(values), 4) for name, values in series.items()}
     counts = {name: _quarters([getattr(one, name) for one in settled]) for name in ("files", "threads")}
     shown = [{"second": round(one.time - samples[0].time), "bytes": one.bytes, "device_mib": one.device_mib}
-             for one in samples[::max(1, len(samples) // SHOWN)]]
+             for one in samples[::-(-len(samples) // SHOWN)]]
     return {"device": torch.cuda.get_device_name() if device else "cpu", "torch": torch.__version__, "steps": moments[-1][0], "samples": len(samples),
-            "warm_up": len(samples) - len(settled), "most": {name: max(getattr(one, name) for one in samples) for name in grown}, "growth": grown,
-            **counts, **compared(moments, turns), "shown": shown}
+            "warm_up": len(samples) - len(settled), "most_after_warm_up": {name: max(values) for name, values in series.items()}, "growth": grown,
+            **counts, **compared([one for one in moments if one[1] >= since], turns), "shown": shown}
 
 
 def _quarters(values: list[int]) -> list[float]:

@@ -2,10 +2,13 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: of tests this small, threads do nothing but wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for what tests start: of this little, threads do nothing but wait for each other
 
 import jaxtyping
 import pytest
+import torch
+
+torch.set_num_threads(1)  # sums in one order: runs are equal to the bit
 
 jaxtyping.install_import_hook("lib", "beartype.beartype")  # before anything imports lib
 
@@ -26,3 +29,9 @@ def made(tmp_path_factory):
     from tests.tiny import tiny  # after the hook
 
     return tiny(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def subject(made):
+    """The tiny subject; tests that change files take a copy (copy_subject)."""
+    return made.subject

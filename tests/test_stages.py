@@ -35,7 +35,6 @@ from tests.tiny import (
     copy_subject,
     gaussian_dict,
     mesh_dict,
-    one_thread,
     reenactment_dict,
     run_script,
 )
@@ -43,12 +42,6 @@ from tests.tiny import (
 CPU = torch.device("cpu")
 MOUTH_POINTS = 20
 LOGS = {"tiny/gaussianhead.log"}  # what a failing run may change
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

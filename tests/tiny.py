@@ -1,19 +1,16 @@
 """A subject of 64 pixels and a run of a few steps: what the tests of datasets, stages and scripts share."""
 
-import contextlib
 import functools
 import importlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
-import torch
 import yaml
 
 from preprocess.demo_head import DemoHead
@@ -57,20 +54,10 @@ def tiny_head() -> DemoHead:
 @functools.cache
 def _made(root: Path) -> Tiny:
     made = Tiny(root / "demo", root / "demo_driver")
-    with one_thread():
-        records = write_subject(tiny_head(), made.subject, SIZE, FRAMES, seed=0)
-        write_driver(tiny_head(), made.driver, DRIVER_FRAMES, seed=0)
+    records = write_subject(tiny_head(), made.subject, SIZE, FRAMES, seed=0)
+    write_driver(tiny_head(), made.driver, DRIVER_FRAMES, seed=0)
     (made.subject / "frames.json").write_text(json.dumps({"frames": records}))
     return made
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums in one order, so runs are equal to the bit; and no waiting for a second core that another process holds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def copy_subject(source: Path, target: Path, cameras: tuple[str, ...] = CAMERAS, lowres: bool = False) -> Path:
@@ -157,5 +144,5 @@ def run_script(script: str, values: dict[str, Any], folder: Path, *overrides: st
 
 __all__ = [
     "CAMERAS", "CAMERA_IDS", "EXPRESSIONS", "FEATURES", "HELD_OUT_CAMERA", "HELD_OUT_SEQUENCE", "SIZE", "Tiny",
-    "copy_subject", "dataset_dict", "gaussian_dict", "mesh_dict", "one_thread", "reenactment_dict", "run_script", "tiny", "tiny_head",
+    "copy_subject", "dataset_dict", "gaussian_dict", "mesh_dict", "reenactment_dict", "run_script", "tiny", "tiny_head",
 ]

@@ -12,7 +12,6 @@ from preprocess.demo_capture import Filming, film
 from preprocess.demo_presets import PRESETS
 from preprocess.demo_subject import CAMERA_IDS
 from preprocess.nersemble import Extraction
-from tests.tiny import one_thread
 
 CAMERAS = (CAMERA_IDS[5], CAMERA_IDS[9])
 SEQUENCES = ("EXP-2-eyes", "EMO-1-shout+laugh")
@@ -28,8 +27,7 @@ def tiny_raw(factory: pytest.TempPathFactory) -> Path:
 
 @functools.cache
 def _made(root: Path) -> Path:
-    with one_thread():
-        film(FILMING, root / "v2")
+    film(FILMING, root / "v2")
     return root / "v2"
 
 

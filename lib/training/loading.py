@@ -78,6 +78,8 @@ def _load(batches: TrainingBatches, step: int, room: UInt8[Tensor, "B V 5 H W"] 
     batch = batches[step]
     if room is None:
         return batch
+    if room.shape != batch.pixels.shape:  # copying would repeat what is too little
+        raise ValueError(f"a batch of shape {tuple(batch.pixels.shape)} where {tuple(room.shape)} was expected")
     np.copyto(room.numpy(), batch.pixels.numpy())
     return dataclasses.replace(batch, pixels=room)
 

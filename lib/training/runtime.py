@@ -100,6 +100,13 @@ def _own_device(name: str, devices: int, option: str) -> torch.device:
     return device
 
 
+def memory_in_use(device: torch.device) -> dict[str, float]:
+    """GB of a GPU: what tensors take (`allocated_gb`), and what torch keeps for them (`reserved_gb`). Nothing for a CPU."""
+    if device.type != "cuda":
+        return {}
+    return {"allocated_gb": torch.cuda.memory_allocated(device) / 1e9, "reserved_gb": torch.cuda.memory_reserved(device) / 1e9}
+
+
 def seed_everything(seed: int, device: torch.device, deterministic: bool = False) -> None:
     """Seeds torch (all devices) and numpy; initial weights depend on this alone. On the CPU, and with `deterministic` on CUDA, sums are taken
     in one order, so that equal runs are equal to the bit (on a CPU with any fixed number of threads)."""

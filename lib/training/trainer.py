@@ -24,7 +24,7 @@ from lib.training.profiling import FEWEST, StepProfiler
 from lib.training.recorder import Recorder, image_rows, shrink, write_seconds
 from lib.training.rehearsal import rehearse
 from lib.training.resume import Progress, resume
-from lib.training.runtime import StopSignals, is_terminal
+from lib.training.runtime import StopSignals, is_terminal, memory_in_use
 from lib.training.stage import AbstractStage
 
 REHEARSE_STEPS = 20  # a shorter run is not worth an estimate
@@ -151,7 +151,8 @@ class _Loop:
                 self.recorder.line(f"{name}: {measured}")
             if self.first and (done % frequency.show_freq == 0 or done == self.steps):
                 values = {"total": float(report.total)} | {key: float(value) for key, value in report.terms.items()}
-                self.recorder.scalars(values | {"lr_factor": factor} | ({} if watch is None else {"skipped_steps": watch.skipped}), done)
+                skipped = {} if watch is None else {"skipped_steps": watch.skipped}
+                self.recorder.scalars(values | {"lr_factor": factor} | skipped | memory_in_use(self.device), done)
                 bar.set_postfix({"total": f"{values['total']:.4f}"}, refresh=False)
             copies: list[Path] = []
             if self.first and (done % self.config.validate_every == 0 or done == self.steps):

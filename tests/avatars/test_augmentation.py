@@ -56,6 +56,12 @@ def test_sizes_stay_in_the_published_range():
     assert (zoom.left[~inside] <= 0).all() and (zoom.left[~inside] + 64 >= zoom.size[~inside]).all()
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 16, 16), (3, 3, 32, 32)])
+def test_other_pictures_are_refused(shape):
+    with pytest.raises(ValueError, match="3 of 16 x 16"):
+        random_zoom(16, seeded(3)).apply(torch.zeros(shape), 1)
+
+
 def test_gradient_flows_through_the_zoom():
     image = torch.rand(1, 1, 8, 8, requires_grad=True)
     random_zoom(8, seeded(1)).apply(image, 1).sum().backward()

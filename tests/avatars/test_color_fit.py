@@ -16,16 +16,9 @@ from lib.errors import InputError
 from lib.geometry.head_pose import HeadPose
 from lib.metrics.psnr import psnr
 from lib.networks.upsampler import SCALE
-from tests.tiny import one_thread
 
 SIZE, CHANNELS = 64, 32
 POSE = torch.tensor([[0.3, -0.5, 0.2, 0.1, -0.2, 0.4]])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 class AffineUpsampler(torch.nn.Module):

@@ -10,7 +10,7 @@ from lib.avatars.gaussian_head_avatar.drawing import BatchRenderer
 from lib.avatars.gaussian_head_avatar.evaluation import shown_pictures
 from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig, Picture
 from lib.evaluation.truth import contents, follows, in_order, load_portion, without_expression
-from tests.tiny import CAMERAS, HELD_OUT_CAMERA, SIZE, dataset_dict, one_thread
+from tests.tiny import CAMERAS, HELD_OUT_CAMERA, SIZE, dataset_dict
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +69,16 @@ def test_contents_tell_other_pictures(capture):
 
 
 def test_a_batch_is_its_pictures_one_by_one(capture):
-    with one_thread():
-        avatar = make_avatar(300)
-        draw = BatchRenderer(avatar, SIZE, SIZE)
-        assert draw.frames_per_second is None
-        frames = [dataclasses.replace(frame, expression=torch.full((1, avatar.head.config.exp_coeffs_dim), 0.1))
-                  for frame in load_portion(capture, in_order(capture, capture.novel_view())[:2], None).frames]
-        drawn = draw(frames)
-        assert drawn.finite == (True, True) and draw.frames_per_second > 0
-        for frame, image in zip(frames, drawn.images, strict=True):
-            with torch.no_grad():
-                assert torch.equal(avatar(frame.expression, frame.pose_code, frame.head, frame.camera).image[0], image)
-        avatar.upsampler.exit.bias.data.fill_(torch.nan)
-        assert BatchRenderer(avatar, SIZE, SIZE)(frames[:1]).finite == (False,)
-        assert torch.equal(without_expression(frames[0]).expression, torch.zeros_like(frames[0].expression))
+    avatar = make_avatar(300)
+    draw = BatchRenderer(avatar, SIZE, SIZE)
+    assert draw.frames_per_second is None
+    frames = [dataclasses.replace(frame, expression=torch.full((1, avatar.head.config.exp_coeffs_dim), 0.1))
+              for frame in load_portion(capture, in_order(capture, capture.novel_view())[:2], None).frames]
+    drawn = draw(frames)
+    assert drawn.finite == (True, True) and draw.frames_per_second > 0
+    for frame, image in zip(frames, drawn.images, strict=True):
+        with torch.no_grad():
+            assert torch.equal(avatar(frame.expression, frame.pose_code, frame.head, frame.camera).image[0], image)
+    avatar.upsampler.exit.bias.data.fill_(torch.nan)
+    assert BatchRenderer(avatar, SIZE, SIZE)(frames[:1]).finite == (False,)
+    assert torch.equal(without_expression(frames[0]).expression, torch.zeros_like(frames[0].expression))

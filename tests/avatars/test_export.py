@@ -32,16 +32,10 @@ from lib.render.gaussian.interface import rasterize
 from lib.training.checkpoint import Checkpoint, read_checkpoint
 from tests.gaussians.test_ply import parse, table
 from tests.geometry.test_mesh_files import parse_glb
-from tests.tiny import DRIVER_FRAMES, EXPRESSIONS, SIZE, Tiny, gaussian_dict, mesh_dict, one_thread, reenactment_dict, run_script
+from tests.tiny import DRIVER_FRAMES, EXPRESSIONS, SIZE, Tiny, gaussian_dict, mesh_dict, reenactment_dict, run_script
 
 CREDIT = "Somebody, CC BY 4.0"
 SUPRES = {"network_capacity": 8, "skip": True}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,9 @@ from lib.avatars.gaussian_head_avatar.published import read_gaussian_head, read_
 from lib.errors import InputError
 from lib.networks.upsampler import UpsamplerConfig
 from lib.training.checkpoint import Checkpoint, read_checkpoint
-from tests.tiny import FRAMES, Tiny, gaussian_dict, mesh_dict, one_thread, reenactment_dict, run_script
+from tests.tiny import FRAMES, Tiny, gaussian_dict, mesh_dict, reenactment_dict, run_script
 
 MESH, HEAD, SUPRES, POSES = "meshhead_latest", "gaussianhead_latest", "supres_latest", "delta_poses_latest"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -36,17 +36,10 @@ from lib.errors import InputError, NumericalError
 from lib.geometry.camera import look_at
 from lib.geometry.head_pose import HeadPose
 from tests.shell_with_mouth import REACH, mouth_in, shell_with_mouth
-from tests.tiny import one_thread
 
 SIZE, EXPRESSIONS, FRAMES = 64, 64, 4
 NO_TURN, SLIDERS = (0.0, 0.0, 0.0), 3
 LOOK = Look("super-resolved", SIZE)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -344,6 +337,17 @@ def test_nothing_is_drawn_for_nobody(viser, avatar, tmp_path):
             running.viewer._wake.set()
             time.sleep(0.3)
         assert not draw.called
+
+
+def test_on_a_gpu_one_picture_is_drawn_before_there_is_a_browser(viser, avatar, tmp_path, capsys):
+    with Running(tmp_path, {"one": avatar}) as running, mock.patch.object(AvatarViews, "draw", side_effect=NumericalError("NaN here")) as draw:
+        running.viewer.prepare()
+        assert not draw.called
+        running.viewer._device = torch.device("cuda")  # the avatar stays where it is
+        running.viewer.prepare()
+        (frame, look), = (call.args for call in draw.call_args_list)
+        assert (frame.camera.width, look.resolution) == (SIZE, SIZE)
+        assert "drawing once" in (said := capsys.readouterr().out) and "NaN here" in said
 
 
 def test_a_browser_that_breaks_off_while_it_is_drawn_for_stops_nobody(viser, avatar, tmp_path):

@@ -16,17 +16,12 @@ from hypothesis import strategies as st
 from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig, Picture
 from lib.datasets.layout import read_params_file
 from lib.errors import InputError
-from tests.tiny import CAMERAS, SIZE, copy_subject, dataset_dict, tiny
+from tests.tiny import CAMERAS, SIZE, copy_subject, dataset_dict
 
 CAMERA, FRAME = CAMERAS[1], "0003"
 IMAGE, MASK = f"images/{FRAME}/image_{CAMERA}.jpg", f"images/{FRAME}/mask_{CAMERA}.jpg"
 NPZ, PARAMS = f"cameras/{FRAME}/camera_{CAMERA}.npz", f"params/{FRAME}/params.npz"
 LANDMARKS, VERTICES = f"params/{FRAME}/lmk_3d.npy", f"params/{FRAME}/vertices.npy"
-
-
-@pytest.fixture(scope="session")
-def subject(tmp_path_factory):
-    return tiny(tmp_path_factory).subject
 
 
 @pytest.fixture

@@ -18,12 +18,7 @@ from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig, Picture, P
 from lib.datasets.sampler import TrainingBatches
 from lib.errors import InputError
 from lib.tensors import TensorBundle
-from tests.tiny import CAMERAS, EXPRESSIONS, HELD_OUT_CAMERA, HELD_OUT_SEQUENCE, SIZE, copy_subject, dataset_dict, tiny
-
-
-@pytest.fixture(scope="session")
-def subject(tmp_path_factory):
-    return tiny(tmp_path_factory).subject
+from tests.tiny import CAMERAS, EXPRESSIONS, HELD_OUT_CAMERA, HELD_OUT_SEQUENCE, SIZE, copy_subject, dataset_dict
 
 
 @pytest.fixture

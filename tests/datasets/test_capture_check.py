@@ -14,16 +14,11 @@ from lib.errors import InputError
 from lib.face_models.ict import FACE_ROWS
 from preprocess.demo_head import DemoHead
 from preprocess.demo_presets import PRESETS
-from tests.tiny import CAMERAS, SIZE, copy_subject, dataset_dict, tiny
+from tests.tiny import CAMERAS, SIZE, copy_subject, dataset_dict
 
 PUBLISHED: BoundingBox = ((-1.6, 1.6), (-1.7, 1.8), (-2.5, 1.0))
 DEMO: BoundingBox = ((-1.45, 1.45), (-2.1, 1.6), (-1.45, 1.25))
 TURN = np.diag([1.0, -1.0, -1.0, 1.0])  # between OpenCV and OpenGL axes
-
-
-@pytest.fixture(scope="session")
-def subject(tmp_path_factory):
-    return tiny(tmp_path_factory).subject
 
 
 @pytest.fixture

@@ -17,17 +17,10 @@ from preprocess.demo_presets import PRESETS
 from preprocess.demo_sensor import Sensor
 from tests.preprocess.detections import write_detections
 from tests.published_subject import write_published_subject
-from tests.tiny import one_thread, tiny
 
 SIZE, FRAMES, ROWS = 96, 4, (1, 4, 8, 11, 14)
 BOX = ((-1.6, 1.6), (-2.4, 2.1), (-2.5, 1.6))
 SENSOR = Sensor(noise=2.0, blur=0.5, color=0.03)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 def render(preset: str, output: Path) -> None:
@@ -57,8 +50,7 @@ def test_nothing_is_wrong_with_a_good_subject(tmp_path, preset):
         assert check(whole_folder(folder), BOX, False, tmp_path / "sheet.png") == []
 
 
-def test_nothing_is_wrong_with_a_published_folder(tmp_path_factory, tmp_path):
+def test_nothing_is_wrong_with_a_published_folder(made, tmp_path):
     with contextlib.chdir(tmp_path):
-        made = tiny(tmp_path_factory)
         folder = write_published_subject(made, tmp_path / "031", ("0000", "0003", "0005"))
         assert check(whole_folder(folder), BOX, False, tmp_path / "sheet.png") == []

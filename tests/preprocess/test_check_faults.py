@@ -11,7 +11,7 @@ import pytest
 
 from preprocess.check_subject import check, whole_folder
 from tests.preprocess.detections import write_detections
-from tests.tiny import CAMERAS, SIZE, copy_subject, one_thread, tiny
+from tests.tiny import CAMERAS, SIZE, copy_subject
 
 BOX = ((-1.45, 1.45), (-2.1, 1.6), (-1.45, 1.25))
 CAMERA, OTHER = CAMERAS[1], CAMERAS[3]
@@ -21,15 +21,9 @@ TURN = np.diag([1.0, -1.0, -1.0])
 Change = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
-
-
 @pytest.fixture
-def copy(tmp_path_factory, tmp_path):
-    return copy_subject(tiny(tmp_path_factory).subject, tmp_path / "subject")
+def copy(subject, tmp_path):
+    return copy_subject(subject, tmp_path / "subject")
 
 
 @pytest.fixture(params=["detections", "pictures alone"])

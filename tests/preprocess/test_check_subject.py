@@ -19,21 +19,10 @@ from preprocess import check_findings, check_subject, check_tracking
 from preprocess.check_sheet import spread_cameras
 from preprocess.demo_subject import AZIMUTHS_DEG, CAMERA_IDS
 from tests.preprocess.detections import write_detections
-from tests.tiny import CAMERAS, SIZE, copy_subject, dataset_dict, mesh_dict, one_thread, tiny
+from tests.tiny import CAMERAS, SIZE, copy_subject, dataset_dict, mesh_dict
 
 USED = CAMERAS[:3]
 SHIFT = 100.0 / 2048 * SIZE  # pixels
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="session")
-def subject(tmp_path_factory):
-    return tiny(tmp_path_factory).subject
 
 
 @pytest.fixture

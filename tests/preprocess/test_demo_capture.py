@@ -18,16 +18,9 @@ from preprocess.demo_subject import FOCAL_WITH_HAIR, rig
 from preprocess.raw_videos import decode, read_video
 from preprocess.square_crop import PUBLISHED_CROP, square_crop
 from tests.preprocess.test_demo_subject import hashes
-from tests.tiny import one_thread
 from tests.tiny_capture import CAMERAS, FILMING, FRAMES, SEQUENCES, SIZE, tiny_raw
 
 SHORT = dataclasses.replace(FILMING, sequences=SEQUENCES[:1], frames=1, step=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -23,17 +23,10 @@ from preprocess.demo_performance import GESTURES, SCALE_M
 from preprocess.demo_presets import PRESETS
 from preprocess.demo_sensor import Sensor
 from preprocess.demo_subject import CAMERA_IDS, HELD_OUT_CAMERA, rig
-from tests.tiny import one_thread
 
 SKINS = sorted(path.name.removesuffix("_face.jpg") for path in (ASSETS / "textures").glob("*_face.jpg"))
 IRISES = sorted(path.stem for path in (ASSETS / "textures").glob("iris_*.png"))
 SIZE = 48
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 @functools.cache

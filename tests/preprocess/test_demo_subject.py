@@ -15,18 +15,7 @@ from lib.errors import InputError
 from lib.geometry.camera import Camera
 from preprocess import demo_subject
 from preprocess.demo_subject import CAMERA_IDS, HELD_OUT_CAMERA, HELD_OUT_SEQUENCE, SEQUENCES, Performance, rig
-from tests.tiny import SIZE, one_thread, tiny, tiny_head
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="session")
-def subject(tmp_path_factory):
-    return tiny(tmp_path_factory).subject
+from tests.tiny import SIZE, tiny_head
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from lib.errors import InputError
 from preprocess import landmark_detectors, landmarks
 from preprocess.landmark_sheet import LARGEST_STEP, take_findings
 from preprocess.mediapipe_worker import HALF_TRUSTED, MESH_POINTS, MIRRORED, agreed
-from tests.tiny import CAMERAS, SIZE, copy_subject, dataset_dict, one_thread, tiny
+from tests.tiny import CAMERAS, SIZE, copy_subject, dataset_dict
 
 USED = CAMERAS[1:3]
 PICTURES = 14  # two cameras, seven frames
@@ -31,17 +31,6 @@ for number, line in enumerate(sys.stdin):
         log.write(line)
     print(json.dumps({"points": None if "FACELESS" in line else POINTS}), flush=True)
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="session")
-def subject(tmp_path_factory):
-    return tiny(tmp_path_factory).subject
 
 
 @pytest.fixture

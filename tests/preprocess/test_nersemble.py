@@ -19,14 +19,7 @@ from preprocess.demo_capture import Filming, film, truth_folder
 from preprocess.nersemble import Extraction, extract
 from preprocess.square_crop import PUBLISHED_CROP, SquareCrop, square_crop
 from tests.preprocess.test_demo_capture import SHORT
-from tests.tiny import one_thread
 from tests.tiny_capture import CAMERAS, FILMING, GREY, SIZE, extraction, grey_video, tiny_raw
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -27,22 +27,11 @@ from preprocess import new_subject
 from preprocess.subject_files import CONFIG_FOLDER, PRESETS, STAGES, UNUSED
 from preprocess.subject_measures import held_out_camera, measure
 from preprocess.subject_yaml import is_edited
-from tests.tiny import CAMERAS, EXPRESSIONS, HELD_OUT_CAMERA, HELD_OUT_SEQUENCE, SIZE, copy_subject, one_thread, tiny
+from tests.tiny import CAMERAS, EXPRESSIONS, HELD_OUT_CAMERA, HELD_OUT_SEQUENCE, SIZE, copy_subject
 
 
 class OneValue(Config):
     value: Any
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory):
-    return tiny(tmp_path_factory)
 
 
 @pytest.fixture

@@ -24,17 +24,11 @@ from lib.training import runtime
 from lib.training.checkpoint import read_checkpoint
 from lib.training.distributed import pairwise_sum
 from lib.training.runtime import choose_device
-from tests.tiny import Tiny, gaussian_dict, mesh_dict, one_thread, run_script
+from tests.tiny import Tiny, gaussian_dict, mesh_dict, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, BATCH = 20, 4
 TOLERANCE = 1e-6  # relative; found: equal to the bit
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
 
 
 def values(made: Tiny, runs: Path, stage: str, steps: int = STEPS, batch: int = BATCH) -> dict:
@@ -192,7 +186,9 @@ def test_a_sample_is_chosen_alike_whoever_trains_on_it(made):
     capture = HeadCapture(MeshHeadTrainConfig.model_validate(values(made, Path("none"), "meshhead")).dataset)
     whole = TrainingBatches(capture, 4, 2, seed=3)
     for processes in (1, 2, 4):
-        shares = [whole.share(process, processes, 1)[5] for process in range(processes)]
+        parts = [whole.share(process, processes, 1) for process in range(processes)]
+        shares = [part[5] for part in parts]
+        assert [part.pixels_shape for part in parts] == [share.pixels.shape for share in shares]
         assert sum((share.frame for share in shares), ()) == whole[5].frame == tuple(whole.shown(5)[0])
         assert sum((share.view for share in shares), ()) == whole[5].view == tuple(whole.shown(5)[1])
         assert sum((share.samples for share in shares), ()) == (20, 21, 22, 23)

@@ -9,13 +9,7 @@ import torch
 
 from lib.training.checkpoint import read_checkpoint
 from lib.training.profiling import COUNT, LARGEST, WARM_UP, StepProfiler
-from tests.tiny import Tiny, mesh_dict, one_thread, run_script
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+from tests.tiny import Tiny, mesh_dict, run_script
 
 
 def test_a_profiled_run_is_the_same_run_and_leaves_a_table_and_a_trace(made: Tiny, tmp_path, capsys):

@@ -26,10 +26,15 @@ class Zoom:
     top: Int[Tensor, "B"]
     window: int
 
-    def apply(self, image: Shaped[Tensor, "B C H W"], scale: int) -> Shaped[Tensor, "B C H W"]:
-        """Nearest resampling, then cropping or padding with 1 (pixels: 255) to the old size; `scale` = pixels per coarse pixel."""
+    def apply(self, image: Shaped[Tensor, "B C W W"], scale: int) -> Shaped[Tensor, "B C W W"]:
+        """Nearest resampling, then cropping or padding with 1 (pixels: 255) to the old size; `scale` = pixels per coarse pixel.
+
+        Raises ValueError for pictures of another number or size than this zoom was made for.
+        """
         windows = scale * torch.stack([self.top, self.left, self.size], dim=1)
         count = self.window * scale
+        if (len(image), *image.shape[-2:]) != (len(windows), count, count):
+            raise ValueError(f"pictures of shape {tuple(image.shape)}; this zoom is for {len(windows)} of {count} x {count} pixels")
         if runs_kernels(image, torch.float32, torch.uint8) and int(windows[:, 2].max()) <= 2 * count and count <= MOST_PIXELS:
             return _Zoomed.apply(image.contiguous(), windows.to(image.device, torch.int32, non_blocking=True))
         return zoom_twin(image, windows)

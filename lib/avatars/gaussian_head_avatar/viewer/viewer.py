@@ -67,6 +67,7 @@ class Viewer:
     def prepare(self) -> None:
         """Draws once for nobody, on a GPU: what compilers need is over before the page is opened."""
         if self._device.type == "cuda":
+            print("viewer: drawing once, which takes some 20 s where kernels are yet to be compiled", flush=True)
             wish = self.panel.wish()
             with self._complaints():
                 self._draw(wish, self.puppet.lens.resized(wish.look.resolution, wish.look.resolution))
