@@ -1,7 +1,8 @@
 """A training watched from outside: `python -m benchmarks.watched_run --config FILE [...] [key=value ...]` prints JSON.
 
 Runs train_gaussianhead.py and samples, every second, its resident memory, open files and threads, and the memory in use on the GPU. What comes
-before the first checkpoint is warm-up: compilers, the first validation, the cache of frames filling (dataset.cache_gb bounds it). With
+before the second checkpoint is warm-up: compilers, the cache of frames filling (dataset.cache_gb bounds it), and the second validation, as by then
+training has taken some of the pieces that torch kept from the first. With
 --viewer FILE a viewer of the run's checkpoint comes and goes, with no browser at it, and steps with and without it are compared.
 """
 
@@ -25,6 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadTrainConfig
 from lib.config import read_config
 from lib.config.reader import Arguments
+from lib.errors import InputError
 from lib.training.runtime import run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,7 +105,7 @@ def viewer(command: list[str], turns: list[Turn]) -> Iterator[None]:
             if line.startswith(MARK):
                 break
         else:
-            raise RuntimeError("the viewer ended before it was ready")
+            raise InputError("the viewer ended before it was ready")
         ready = time.time()
         yield
         turns.append(Turn(started, ready, time.time()))
@@ -119,7 +121,8 @@ def watch(arguments: argparse.Namespace) -> dict[str, Any]:
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if torch.cuda.is_available() else ""
     latest = config.recorder.run_folder / "gaussianhead_latest"
     samples: list[Sample] = []
-    before: list[Sample] = []  # the first checkpoint
+    before: list[Sample] = []  # the second checkpoint
+    checkpoints: set[int] = set()  # by their times
     turns: list[Turn] = []
     command = [sys.executable, str(ROOT / "train_gaussianhead.py"), *(f"--config={path}" for path in arguments.config), *overrides]
     training = subprocess.Popen(command, stdout=sys.stderr)
@@ -128,7 +131,8 @@ def watch(arguments: argparse.Namespace) -> dict[str, Any]:
         while training.poll() is None:
             with contextlib.suppress(OSError):
                 samples.append(sample(training.pid, device))
-                before.extend([] if latest.exists() else samples[-1:])
+                checkpoints.update([latest.stat().st_mtime_ns] if latest.exists() else [])
+                before.extend(samples[-1:] if len(checkpoints) < 2 else [])
             time.sleep(1.0)
 
     sampler = threading.Thread(target=take)
@@ -147,7 +151,7 @@ def watch(arguments: argparse.Namespace) -> dict[str, Any]:
         training.wait()
         sampler.join()
     if code:
-        raise RuntimeError(f"the training ended with {code}")
+        raise InputError(f"the training ended with {code}")
     events = EventAccumulator(str(config.recorder.logdir), size_guidance={"scalars": 0}).Reload()
     moments = [(event.step, event.wall_time) for event in events.Scalars("gaussianhead/total")]
     settled = samples[max(len(before), int(WARM_UP * len(samples))):]
@@ -157,7 +161,7 @@ def watch(arguments: argparse.Namespace) -> dict[str, Any]:
         if f"gaussianhead/{name}" in events.Tags()["scalars"]:
             series[name] = [event.value for event in events.Scalars(f"gaussianhead/{name}") if event.wall_time >= since]
     if min(map(len, series.values())) < FEWEST:
-        raise RuntimeError(f"there are fewer than {FEWEST} samples after the first checkpoint: lower recorder.save_freq, or raise trainer.steps")
+        raise InputError(f"there are fewer than {FEWEST} samples after the second checkpoint: lower recorder.save_freq, or raise trainer.steps")
     grown = {name: round(growth(values), 4) for name, values in series.items()}
     counts = {name: _quarters([getattr(one, name) for one in settled]) for name in ("files", "threads")}
     shown = [{"second": round(one.time - samples[0].time), "bytes": one.bytes, "device_mib": one.device_mib}

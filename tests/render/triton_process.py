@@ -10,6 +10,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARES = 2
+# Python keeps frames in pieces of 16 KB and gives one back when it is empty: a loop whose calls begin at the end of a piece maps and unmaps memory
+# at every call, which took a third of the time of these tests. A frame of this many names has a piece of a megabyte, with room for all that it calls.
+IN_A_LARGE_FRAME = """
+import sys, pytest
+names = {}
+exec("def large(call):\\n call()\\n " + "".join(f"name_{number} = " for number in range(70_000)) + "0", names)
+names["large"](lambda: sys.exit(pytest.main(sys.argv[1:])))
+"""
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 installed = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process of test_under_the_interpreter")
@@ -20,8 +28,8 @@ compiles = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels cannot be
 def run_interpreted(file: str) -> None:
     """All tests of a file under the interpreter, by processes beside each other; some of each must have run."""
     shares = [subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--share", f"{share}/{SHARES}", file], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        [sys.executable, "-c", IN_A_LARGE_FRAME, "-p", "no:cacheprovider", "--share", f"{share}/{SHARES}", file],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "TRITON_INTERPRET": "1"},
     ) for share in range(SHARES)]
     try:
         said = [share.communicate(timeout=600)[0] for share in shares]
