@@ -1,6 +1,7 @@
 """Kernels compiled for sm_90 without a GPU: what each needs of registers and shared memory stays within what it is known to run well with."""
 
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
@@ -29,15 +30,22 @@ def limit_of(variant):
     return registers, SPILLS.get(" ".join(word for word in str(variant).split(" ") if not word.startswith("TILE_")), stack)
 
 
+def need_of(number):
+    """Of a variant, by its place."""
+    from tests.render.compiled import built, variants
+
+    return built(list(variants())[number], 90)
+
+
 @installed
 @compiles
 def test_kernels_fit_without_a_gpu(tmp_path, monkeypatch):
-    from tests.render.compiled import built, variants
+    from tests.render.compiled import variants
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     chosen = list(variants())
-    with ThreadPoolExecutor(2) as threads:  # the compiler lets go of Python's lock
-        needs = {str(variant): (variant, need) for variant, need in zip(chosen, threads.map(lambda one: built(one, 90), chosen), strict=True)}
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:  # not threads: Triton parses, which Python 3.11 cannot in several
+        needs = {str(variant): (variant, need) for variant, need in zip(chosen, processes.map(need_of, range(len(chosen))), strict=True)}
     print(*(f"{need}  {name}" for name, (_, need) in needs.items()), sep="\n")
     beyond = [f"{need}  {name}: expected at most {limit_of(variant)}" for name, (variant, need) in needs.items()
               if need.registers > limit_of(variant)[0] or need.stack > limit_of(variant)[1] or need.shared > SHARED]
