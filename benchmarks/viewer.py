@@ -198,7 +198,8 @@ def main(arguments: list[str] | None = None) -> None:
               "resolution": size, "ready_s": round(ready, 2), **result}
     result["acceptance"] = [
         {"what": "pictures a second", "value": result["pictures_a_second"], "least": WANTED_PER_SECOND},
-        {"what": "seconds from the start to the first picture, without imports", "value": round(ready + result["first_picture_s"], 2), "most": WANTED_FIRST}]
+        {"what": "seconds from the start to the first picture, without imports", "value": round(ready + result["first_picture_s"], 2),
+         "most": WANTED_FIRST}]
     text = json.dumps(result, indent=1)
     if options.output is None:
         print(text)
