@@ -1,21 +1,21 @@
 """A training watched from outside: `python -m benchmarks.watched_run --config FILE [...] [key=value ...]` prints JSON.
 
 Runs train_gaussianhead.py and samples, every second, its resident memory, open files and threads, and the memory in use on the GPU. What comes
-before the second checkpoint is warm-up: compilers, the cache of frames filling (dataset.cache_gb bounds it), and the second validation, as by then
-training has taken some of the pieces that torch kept from the first. With
---viewer FILE a viewer of the run's checkpoint comes and goes, with no browser at it, and steps with and without it are compared.
+before the first checkpoint is warm-up: compilers, and the cache of frames filling (dataset.cache_gb bounds it). With --viewer FILE a viewer of
+the run's checkpoint, with no browser at it, is halted and runs in turn, and steps of one turn are compared with those of the next.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmarks.timing import spread
 from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadTrainConfig
 from lib.config import read_config
 from lib.config.reader import Arguments
@@ -51,11 +52,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Turn:
-    """A viewer's life, by time.time(): started, ready, stopped."""
+    """Between two moments, by time.time(), a viewer ran, or was halted."""
 
-    started: float
-    ready: float
-    stopped: float
+    began: float
+    ended: float
+    ran: bool
 
 
 def sample(process: int, device: str) -> Sample:
@@ -79,25 +80,32 @@ def growth(values: Sequence[float]) -> float:
     return (last - first) / first if first else 0.0
 
 
+def after_warm_up(samples: list[Sample], before: int, ended: float) -> list[Sample]:
+    """Those after the first checkpoint, which `before` of them precede, or after WARM_UP of all if that is later, until the last step ended."""
+    return [one for one in samples[max(before, int(WARM_UP * len(samples))):] if one.time <= ended]
+
+
 def compared(moments: list[tuple[int, float]], turns: list[Turn]) -> dict[str, Any]:
-    """Milliseconds of a step between (step, time) pairs that lie with a viewer there, or without any; those in between belong to neither."""
-    times: dict[str, list[float]] = {"alone": [], "with_viewer": []}
-    for (step, began), (next_step, ended) in zip(moments[1:], moments[2:], strict=False):  # what comes before the first is not steps alone
-        value = 1e3 * (ended - began) / (next_step - step)
-        if any(turn.ready <= began and ended <= turn.stopped for turn in turns):
-            times["with_viewer"].append(value)
-        elif all(ended <= turn.started or turn.stopped <= began for turn in turns):
-            times["alone"].append(value)
-    medians = {name: round(statistics.median(values), 4) for name, values in times.items() if values}
-    slower = medians["with_viewer"] / medians["alone"] - 1.0 if len(medians) == 2 else None
-    return {"step_ms": medians, "counted": {name: len(values) for name, values in times.items()},
-            **({} if slower is None else {"slower": round(slower, 4), "passed": slower <= SLOWER})}
+    """Milliseconds of a step from (step, time) pairs: each turn of a running viewer against the turns before and after, when it was halted.
+
+    What a machine does besides comes and goes slower than turns do, and so counts on both sides. Empty without such neighbours."""
+    medians: list[tuple[bool, float | None]] = []
+    for turn in turns:
+        values = [1e3 * (ended - began) / (next_step - step) for (step, began), (next_step, ended) in zip(moments, moments[1:], strict=False)
+                  if turn.began <= began and ended <= turn.ended]
+        medians.append((turn.ran, statistics.median(values) if values else None))
+    ratios = [2.0 * here / (before + after) for (_, before), (ran, here), (_, after) in zip(medians, medians[1:], medians[2:], strict=False)
+              if ran and before is not None and here is not None and after is not None]
+    if not ratios:
+        return {}
+    step_ms = {name: round(statistics.median(value for ran, value in medians if ran == wanted and value is not None), 3)
+               for name, wanted in (("halted", False), ("running", True))}
+    slower = spread([ratio - 1.0 for ratio in ratios])
+    return {"step_ms": step_ms, "turns": len(ratios), "slower": slower, "passed": slower["median"] <= SLOWER}
 
 
-@contextlib.contextmanager
-def viewer(command: list[str], turns: list[Turn]) -> Iterator[None]:
-    """One turn of it."""
-    started = time.time()
+def take_turns(command: list[str], seconds: float, training: subprocess.Popen, turns: list[Turn]) -> None:
+    """Starts a viewer and, until the training ends, halts it and lets it run in turn."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=sys.stderr, text=True)
     try:
         for line in process.stdout or ():
@@ -106,10 +114,17 @@ def viewer(command: list[str], turns: list[Turn]) -> Iterator[None]:
                 break
         else:
             raise InputError("the viewer ended before it was ready")
-        ready = time.time()
-        yield
-        turns.append(Turn(started, ready, time.time()))
+        while training.poll() is None and process.poll() is None:
+            ran = len(turns) % 2 == 1
+            process.send_signal(signal.SIGCONT if ran else signal.SIGSTOP)
+            began = time.time()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                training.wait(seconds)
+            turns.append(Turn(began, time.time(), ran))
+        if training.poll() is None:
+            raise InputError(f"the viewer ended with {process.wait()} before the training did")
     finally:
+        process.send_signal(signal.SIGCONT)
         process.terminate()
         process.wait()
 
@@ -121,30 +136,27 @@ def watch(arguments: argparse.Namespace) -> dict[str, Any]:
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if torch.cuda.is_available() else ""
     latest = config.recorder.run_folder / "gaussianhead_latest"
     samples: list[Sample] = []
-    before: list[Sample] = []  # the second checkpoint
-    checkpoints: set[int] = set()  # by their times
+    before = 0
     turns: list[Turn] = []
     command = [sys.executable, str(ROOT / "train_gaussianhead.py"), *(f"--config={path}" for path in arguments.config), *overrides]
     training = subprocess.Popen(command, stdout=sys.stderr)
 
     def take() -> None:
+        nonlocal before
         while training.poll() is None:
             with contextlib.suppress(OSError):
                 samples.append(sample(training.pid, device))
-                checkpoints.update([latest.stat().st_mtime_ns] if latest.exists() else [])
-                before.extend(samples[-1:] if len(checkpoints) < 2 else [])
+                before += not latest.exists()
             time.sleep(1.0)
 
     sampler = threading.Thread(target=take)
     sampler.start()
     try:
-        while arguments.viewer and training.poll() is None:
-            time.sleep(arguments.turn)
-            if latest.exists() and training.poll() is None:
-                words = [f"load_gaussianhead_checkpoint={latest}", "port=0", *arguments.viewer[1:]]
-                with viewer([sys.executable, str(ROOT / "viewer.py"), "--config", arguments.viewer[0], *words], turns), contextlib.suppress(
-                        subprocess.TimeoutExpired):
-                    training.wait(arguments.turn)
+        while arguments.viewer and training.poll() is None and not latest.exists():
+            time.sleep(1.0)
+        if arguments.viewer and training.poll() is None:
+            words = [f"load_gaussianhead_checkpoint={latest}", "port=0", *arguments.viewer[1:]]
+            take_turns([sys.executable, str(ROOT / "viewer.py"), "--config", arguments.viewer[0], *words], arguments.turn, training, turns)
         code = training.wait()
     finally:  # a viewer that does not start, or Ctrl-C, leaves no training behind
         training.terminate()
@@ -154,21 +166,21 @@ def watch(arguments: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"the training ended with {code}")
     events = EventAccumulator(str(config.recorder.logdir), size_guidance={"scalars": 0}).Reload()
     moments = [(event.step, event.wall_time) for event in events.Scalars("gaussianhead/total")]
-    settled = samples[max(len(before), int(WARM_UP * len(samples))):]
+    settled = after_warm_up(samples, before, moments[-1][1])
     since = settled[0].time if settled else float("inf")
     series = {name: [getattr(one, name) for one in settled] for name in ("bytes", "device_mib")}
     for name in ("allocated_gb", "reserved_gb"):  # of the training alone, on a GPU
         if f"gaussianhead/{name}" in events.Tags()["scalars"]:
             series[name] = [event.value for event in events.Scalars(f"gaussianhead/{name}") if event.wall_time >= since]
     if min(map(len, series.values())) < FEWEST:
-        raise InputError(f"there are fewer than {FEWEST} samples after the second checkpoint: lower recorder.save_freq, or raise trainer.steps")
+        raise InputError(f"there are fewer than {FEWEST} samples after the first checkpoint: lower recorder.save_freq, or raise trainer.steps")
     grown = {name: round(growth(values), 4) for name, values in series.items()}
     counts = {name: _quarters([getattr(one, name) for one in settled]) for name in ("files", "threads")}
     shown = [{"second": round(one.time - samples[0].time), "bytes": one.bytes, "device_mib": one.device_mib}
              for one in samples[::-(-len(samples) // SHOWN)]]
     return {"device": torch.cuda.get_device_name() if device else "cpu", "torch": torch.__version__, "steps": moments[-1][0], "samples": len(samples),
-            "warm_up": len(samples) - len(settled), "most_after_warm_up": {name: max(values) for name, values in series.items()}, "growth": grown,
-            **counts, **compared([one for one in moments if one[1] >= since], turns), "shown": shown}
+            "counted": len(settled), "most_after_warm_up": {name: max(values) for name, values in series.items()}, "growth": grown,
+            **counts, **compared(moments, turns), "shown": shown}
 
 
 def _quarters(values: list[int]) -> list[float]:
@@ -182,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", action="append", type=Path, required=True, help="of train_gaussianhead.py; a further one is laid over it")
     parser.add_argument("--viewer", nargs="+", metavar="FILE [key=value]", help="YAML of viewer.py, and keys")
-    parser.add_argument("--turn", type=float, default=15.0, help="seconds that the viewer is there, and is not")
+    parser.add_argument("--turn", type=float, default=3.0, help="seconds that the viewer runs, and is halted")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     print(json.dumps(watch(parser.parse_intermixed_args()), indent=1))
 
