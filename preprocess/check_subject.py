@@ -55,6 +55,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="report to write (default: report.json beside the picture)")
     options = parser.parse_intermixed_args()
     if options.config is not None:
+        folders = [word for word in options.words if "=" not in word]
+        if folders:
+            raise InputError(f"command line: '{folders[0]}': with --config the YAML names the subject; write dataset.dataroot={folders[0]}, or leave "
+                             "--config out")
         config = read_config(Arguments(options.config, tuple(options.words)), MeshHeadTrainConfig)
         dataset, model_bbox = config.dataset, config.meshheadmodule.model_bbox
     elif len(options.words) == 1:
@@ -76,6 +80,8 @@ def main() -> None:
 
 def whole_folder(root: Path) -> HeadCaptureConfig:
     """A configuration for all cameras of a folder, at the size of its first image. Raises InputError where there is none that can be read."""
+    if not root.is_dir():
+        raise InputError(f"{root}: expected a subject folder, found {'a file' if root.exists() else 'nothing'} there")
     folder = CaptureFolder(root)
     files = {frame: folder.files(frame) for frame in folder.frames()}
     cameras = tuple(sorted(set().union(*(frame.pictured_cameras() for frame in files.values()))))

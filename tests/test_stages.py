@@ -335,8 +335,17 @@ def test_stage_2_refuses_what_does_not_fit(made, trained, tmp_path, override, pa
 
 
 def test_stage_2_needs_a_mesh_head(made, trained, tmp_path):
-    said = refusal("train_gaussianhead", gaussian_dict(made.subject, trained, name="refused"), tmp_path, "load_meshhead_checkpoint=null")
+    """Which is said before weights that it would have to download."""
+    said = refusal("train_gaussianhead", gaussian_dict(made.subject, trained, name="refused"), tmp_path, "load_meshhead_checkpoint=null",
+                   "loss.lpips=0.1", f"loss.lpips_weights={tmp_path}")
     assert said.startswith("load_meshhead_checkpoint: ")
+
+
+def test_runs_that_share_a_log_are_told(made, runs, capfd):
+    for name, steps in (("one", 1), ("one", 2), ("two", 1)):
+        run_script("train_meshhead", mesh_dict(made.subject, runs, steps=steps, name=name), runs, f"recorder.logdir={runs / 'shared'}")
+        said = [line for line in capfd.readouterr().out.splitlines() if "recorder.logdir: " in line]
+        assert len(said) == (name == "two") and all("also has files of one, which" in line for line in said)
 
 
 def test_stage_2_refuses_lpips_without_weights(made, trained, tmp_path):
@@ -737,7 +746,9 @@ def test_reenactment_writes_frames_video_and_sheet(made, trained, tmp_path, free
     assert origin["trained_by"]["versions"]["torch"] and origin["drawn_by"]["device"] == "cpu" and len(origin["driver"]) == len(names)
     assert origin["config"]["dataset"]["freeview"] is freeview
     assert not list(tmp_path.rglob("*.partial"))
-    assert "WARN" not in capfd.readouterr().err  # no noise of libraries between our lines
+    said = capfd.readouterr()
+    assert "WARN" not in said.err  # no noise of libraries between our lines
+    assert f"reenactment: avatar {values['load_gaussianhead_checkpoint']}, step 2\n" in said.out
 
 
 def test_reenactment_shows_the_driver_beside(made, trained, tmp_path):
@@ -909,6 +920,23 @@ def test_evaluation_says_by_which_protocol_and_leaves_a_report(made, trained, tm
     report = (folder / "report.html").read_text()
     assert "novel_sequence" in report and report.count("data:image/jpeg;base64,") == 4 and "http" not in report
     assert len((folder / "pictures.csv").read_text().splitlines()) == 1 + sum(map(len, pictures.values()))
+
+
+def test_an_evaluation_that_cannot_begin_leaves_the_one_before(made, trained, tmp_path):
+    before = tmp_path / "tiny" / "metrics.json"
+    before.parent.mkdir()
+    before.write_text("of an evaluation before")
+    values = gaussian_dict(made.subject, trained) | {"evaluation": {"cross": {"dataroot": str(tmp_path / "nowhere"), "param_files": "*.npz"}}}
+    said = refusal("evaluate", values, tmp_path, f"recorder.result_path={tmp_path}")
+    assert said == f"evaluation.cross.dataroot: '{tmp_path / 'nowhere'}' is not a folder"
+    assert before.read_text() == "of an evaluation before"
+
+
+def test_an_evaluation_at_another_size_says_so(made, trained, tmp_path, capsys):
+    values = gaussian_dict(made.subject, trained)
+    values["dataset"]["resolution"] = SIZE // 2
+    refusal("evaluate", values, tmp_path, f"recorder.result_path={tmp_path}", "dataset.held_out_cameras=[]", "dataset.held_out_sequences=[]")
+    assert f"trained at {SIZE}x{SIZE}, measured at {SIZE // 2}x{SIZE // 2}" in capsys.readouterr().out
 
 
 def test_an_avatar_is_measured_without_a_truth_and_compared(made, trained, tmp_path, monkeypatch, capsys):

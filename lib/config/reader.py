@@ -19,6 +19,8 @@ from lib.files import write_whole
 ConfigType = TypeVar("ConfigType", bound=Config)
 Key = tuple[str | int, ...]
 MOST_VALUES = 20_000  # that a file may hold, aliases counted as often as they are used: ten lines of aliases can stand for 10^9
+ALIKE = 0.74  # of names: less is no typo (difflib's ratio)
+FOREIGN = 2  # unknown sections and keys at the top, from which on the file is likely another script's
 SHOWN = 200  # characters of a wrong value in a message
 
 
@@ -83,7 +85,12 @@ def read_config(arguments: Arguments, schema: type[ConfigType]) -> ConfigType:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise InputError("\n".join(_explain(problem, schema, places, str(arguments.path)) for problem in error.errors())) from error
+        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")  # a typo first, then what it left missing
+        lines = [_explain(problem, schema, places, str(arguments.path)) for problem in problems]
+        sections = sum(problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1 for problem in problems)
+        if sections >= FOREIGN:
+            lines.append(f"{sections} keys that this script does not know: is {arguments.path} the YAML of another one?")
+        raise InputError("\n".join(lines)) from error
 
 
 def write_config(config: Config, path: Path) -> None:
@@ -108,7 +115,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
     try:
         values = _construct(text, str(path), places)
     except _BROKEN as error:
-        raise InputError(f"{path}: not valid YAML: {_reason(error)}") from error
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        place, reason = (path, _reason(error)) if mark is None else (f"{path}:{mark.line + 1}", error.problem)
+        raise InputError(f"{place}: not valid YAML: {reason}") from error
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
@@ -212,7 +221,7 @@ def _suggest(name: str, section: Key, schema: type[BaseModel]) -> str:
         if inner is None:
             return ""
         model = inner
-    matches = difflib.get_close_matches(name, model.model_fields, n=1)
+    matches = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=ALIKE)
     return f"; did you mean '{matches[0]}'?" if matches else f"; known here: {', '.join(sorted(model.model_fields))}"
 
 

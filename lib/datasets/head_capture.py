@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lib.config import Config, Name
 from lib.datasets.batches import HeadBatch
-from lib.datasets.images import read_image, resize
+from lib.datasets.images import read_image, resize, stored_size
 from lib.datasets.inventory import LOWRES_SIZE, take_inventory
 from lib.datasets.layout import LANDMARK_COUNT, CaptureFolder, FrameParams
 from lib.datasets.retarget import TrainedFace, trained_face
@@ -121,6 +121,7 @@ class HeadCapture:
             Picture(frame, camera): self.folder.read_camera(frame, camera) for frame in self.frames for camera in self.camera_ids
         }
         self._check_widths()
+        self._check_sizes()
         self.sequence_of, sequence_notes = self._sequences()
 
         self.train_cameras = [camera for camera in self.camera_ids if camera not in config.held_out_cameras]
@@ -225,16 +226,25 @@ class HeadCapture:
         """RGB of an image; channel 0 of a mask or of visible."""
         path = self._inventory.source(picture.frame, picture.camera, kind)
         image = read_image(path)
-        size = self.config.original_resolution
-        expected = (LOWRES_SIZE, LOWRES_SIZE) if "_lowres_" in path.name else (size, size)
-        if tuple(image.shape[1:]) != expected:
-            raise InputError(f"{path}: expected {expected[1]}x{expected[0]} pixels, found {image.shape[2]}x{image.shape[1]}; "
-                             "full images must have dataset.original_resolution, lowres images 256")
+        self._expect_size(path, *reversed(image.shape[1:]))
         if kind == "mask" and (largest := int(image[0].numpy().max())) < FOREGROUND:
             # A picture without a head would teach that there is none.
             raise InputError(f"{path}: the matte is black (largest value {largest}); expected 255 on the head and 0 elsewhere: "
                              "matte this picture again, or leave this frame or camera out")
         return resize(image if kind == "image" else image[:1], self.config.resolution)
+
+    def _expect_size(self, path: Path, width: int, height: int) -> None:
+        size = LOWRES_SIZE if "_lowres_" in path.name else self.config.original_resolution
+        if (width, height) != (size, size):
+            raise InputError(f"{path}: expected {size}x{size} pixels, found {width}x{height}; "
+                             "full images must have dataset.original_resolution, lowres images 256")
+
+    def _check_sizes(self) -> None:
+        """Intrinsics are of full pictures: where lowres ones are decoded, nothing else looks at those."""
+        for camera in self.camera_ids:
+            path = self._inventory.full(self.frames[0], camera)
+            if path is not None and any(size := stored_size(path)):
+                self._expect_size(path, *size)
 
     def _check_held_out_cameras(self) -> None:
         for camera in self.config.held_out_cameras:

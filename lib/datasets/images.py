@@ -18,6 +18,7 @@ JPEG_QUALITY = 95
 MOST_PIXELS = 1 << 28  # of one picture: more is a mistake, or meant to fill the memory
 # No picture can be larger: deflate (PNG) packs 1032 bytes into one, and a JPEG spends a bit on every 8x8 pixels at least.
 PIXELS_PER_BYTE = {b"\x89P": 1032 * 8, b"\xff\xd8": 512}
+HEADER = 1 << 17  # bytes at the beginning of a file in which its size is told, with usual previews and profiles before it
 TAIL = 4096  # bytes at the end of a file in which its end marker lies, zeros that some writers append included
 # The last bytes of a complete file. OpenCV fills the missing part of a cut JPEG with grey and says nothing.
 _ENDINGS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
@@ -79,6 +80,15 @@ def _expect_possible(path: Path, data: bytes) -> None:
     if width * height > min(MOST_PIXELS, PIXELS_PER_BYTE[data[:2]] * len(data)):
         raise InputError(f"{path}: its header says {width}x{height} pixels, which {'is too large' if width * height > MOST_PIXELS else 'do not fit'} "
                          f"into {len(data)} bytes; write the image again")
+
+
+def stored_size(path: Path) -> tuple[int, int]:
+    """Width and height as the header of a JPEG or PNG tells them; (0, 0) where it does not, or cannot be read. Nothing is decoded."""
+    try:
+        with path.open("rb") as file:
+            return _declared_size(file.read(HEADER))
+    except OSError:
+        return 0, 0
 
 
 def _declared_size(data: bytes) -> tuple[int, int]:

@@ -50,6 +50,11 @@ class Inventory:
         name = self._source_name(self.files[frame], camera, kind)
         return self.folder.images_path(frame) / name if name else self.folder.image_path(frame, camera, kind)
 
+    def full(self, frame: str, camera: str) -> Path | None:
+        """The image of full size, where there is one."""
+        name = self.files[frame].image_name(camera, "image")
+        return self.folder.images_path(frame) / name if name else None
+
     def has(self, frame: str, camera: str, kind: str) -> bool:
         """Whether there is a file of this kind."""
         return self._source_name(self.files[frame], camera, kind) is not None

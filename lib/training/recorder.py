@@ -18,6 +18,7 @@ from lib.datasets.images import write_image
 from lib.errors import InputError
 from lib.files import make_folder, write_whole
 
+RUN_MARK = ".run-"  # before the run's name, in names of TensorBoard's files
 PREVIEW_SIZE = 512  # pixels: larger pictures are shrunk on sheets and in previews
 
 
@@ -25,8 +26,8 @@ class RecorderConfig(Config):
     """Section `recorder`."""
 
     name: Name = Field(description="name of the run, also of its folders")
-    logdir: Path = Field(Path("log"), description="TensorBoard files and log file")
-    checkpoint_path: Path = Field(Path("checkpoints"), description="checkpoints go to <checkpoint_path>/<name>/")
+    logdir: Path = Field(Path("log"), description="TensorBoard files")
+    checkpoint_path: Path = Field(Path("checkpoints"), description="checkpoints and log files go to <checkpoint_path>/<name>/")
     result_path: Path = Field(Path("results"), description="pictures, videos and metrics go to <result_path>/<name>/")
     save_freq: int = Field(1, gt=0, description="steps between checkpoints")
     show_freq: int = Field(1, gt=0, description="steps between log lines")
@@ -65,10 +66,15 @@ class Recorder:
             raise InputError(f"{error.filename}: cannot be written ({error.strerror}); correct recorder.checkpoint_path, or the permissions "
                              "there") from error
         with self._told():
-            self._writer = SummaryWriter(str(self.config.logdir), filename_suffix=f".{self.stage}")
+            self._writer = SummaryWriter(str(self.config.logdir), filename_suffix=f"{RUN_MARK}{self.config.name}.{self.stage}")
         for handler in handlers:
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
             self._log.addHandler(handler)
+        others = {path.name.partition(RUN_MARK)[2].rpartition(".")[0] for path in self.config.logdir.glob(f"events.out.*{RUN_MARK}*")}
+        others.discard(self.config.name)
+        if others:
+            self.line(f"recorder.logdir: {self.config.logdir} also has files of {', '.join(sorted(others))}, which TensorBoard shows as one run with "
+                      "this; name one for each run")
 
     def line(self, text: str) -> None:
         """One line to the log file and the terminal."""

@@ -69,7 +69,7 @@ def train(
         if first:
             tidy(recorder, stage.name, progress)  # after a kill
         if progress.step >= steps:
-            print(f"{stage.name} '{recorder.config.name}' is finished: {latest} has {progress.step} of {steps} steps. "
+            print(f"{stage.name} '{recorder.config.name}' is finished: {latest} has {progress.step} steps, trainer.steps or epochs ask for {steps}. "
                   "Raise trainer.steps to go on, or choose another recorder.name")
             return
         if first:

@@ -370,7 +370,7 @@ def test_what_cannot_be_exported_is_refused(made, runs, tmp_path, changes, part)
     assert not list(tmp_path.rglob("*.ply")) and not list(tmp_path.rglob("*.avatar")) and not list(tmp_path.rglob("*.glb"))
 
 
-def test_the_script_says_where_its_report_is(made, runs, tmp_path, capsys):
+def test_the_script_says_what_it_wrote(made, runs, tmp_path, capsys):
     exported(made, runs, tmp_path, format="obj")
-    assert str(tmp_path / "tiny" / "export" / "obj.json") in capsys.readouterr().out
+    assert f"wrote {tmp_path / 'tiny' / 'export'}: neutral.obj, obj.json" in capsys.readouterr().out
     assert "config/demo_export.yaml" in (importlib.import_module("export").__doc__ or "")

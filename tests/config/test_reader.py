@@ -51,6 +51,18 @@ def message(folder: Path, text: str, *overrides: str, schema: type[Config] = Out
     return str(error.value)
 
 
+def test_a_typo_comes_before_what_it_left_missing_and_another_scripts_file_is_called_that(tmp_path):
+    assert [line.partition(": ")[2] for line in message(tmp_path, "needde: 1\n").splitlines()] == [
+        "needde: unknown key; did you mean 'needed'?", "needed: required key is missing"]
+    said = message(tmp_path, "needed: 1\nsupresmodule: 1\nother:\n  rate: 1\n").splitlines()
+    assert said[-1] == f"2 keys that this script does not know: is {tmp_path / 'file.yaml'} the YAML of another one?"
+    assert not any("did you mean" in line for line in said)
+
+
+def test_broken_yaml_is_told_with_its_line(tmp_path):
+    assert message(tmp_path, "needed: 1\ninner:\n\trate: 1\n").startswith(f"{tmp_path / 'file.yaml'}:3: not valid YAML: found character '\\t'")
+
+
 def test_unknown_key_names_line_key_and_nearest_match(tmp_path):
     said = message(tmp_path, "needed: 1\ninner:\n  rate: 1\n  resolutoin: 3\n")
     assert f"{tmp_path / 'file.yaml'}:4: inner.resolutoin: unknown key; did you mean 'resolution'?" in said

@@ -161,6 +161,12 @@ def test_lowres_files_serve_small_resolutions_and_show_the_same(subject, copy):
     assert float((one.masks - other.masks).abs().mean()) < 0.02
 
 
+def test_full_pictures_of_another_size_are_refused_where_lowres_ones_are_decoded(subject):
+    """Intrinsics are in pixels of the full ones: training would have gone on with wrong cameras."""
+    with pytest.raises(InputError, match=rf"image_{CAMERAS[0]}.jpg: expected 512x512 pixels, found {SIZE}x{SIZE}; .*dataset.original_resolution"):
+        capture_of(subject, original_resolution=512)
+
+
 @pytest.mark.parametrize("resolution", [SIZE, 300, 37])
 def test_pixels_are_those_of_the_files(copy, resolution):
     """By another way: decoded into one array of BGR, resampled there, divided as numpy divides."""

@@ -193,6 +193,13 @@ def test_what_to_check_must_be_said(look, words):
         look(*words)
 
 
+def test_a_folder_beside_a_configuration_and_one_that_is_not_there_are_told(look, tmp_path):
+    with pytest.raises(InputError, match=r"'a': with --config the YAML names the subject; write dataset.dataroot=a"):
+        look("a", "--config", "file.yaml")
+    with pytest.raises(InputError, match=rf"^{tmp_path / 'a'}: expected a subject folder, found nothing there"):
+        look(tmp_path / "a")
+
+
 def test_exit_code(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["check_subject", str(tmp_path / "nowhere")])
     with pytest.raises(SystemExit) as end:

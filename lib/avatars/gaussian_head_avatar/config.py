@@ -88,7 +88,7 @@ def check_same(given: Config | None, trained: dict[str, Any], section: str, path
     values = given.model_dump(mode="json", include=given.model_fields_set)
     for key, value in values.items():
         if value != trained.get(key) and value != []:
-            raise InputError(f"{section}.{key} is {value}, but {path} was trained with {trained.get(key)}; correct it or leave the section out")
+            raise InputError(f"{section}.{key} is {value}, but {path} was trained with {trained.get(key)}: write that value")
 
 
 def check_subject(checkpoint: Checkpoint, module: str, capture: HeadCapture) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -81,17 +82,19 @@ def evaluate(config: GaussianHeadTrainConfig) -> str:
     portion = max(1, min(MOST_PICTURES, PIXELS // size**2)) if device.type == "cuda" else 1
     sitting = Sitting(avatar, None if checkpoint.data is None else checkpoint.data.trained_face(), BatchRenderer(avatar, size, size),
                       config.recorder.result_folder, portion, loading_threads(config.trainer.workers, device, 1), config.evaluation.worst)
+    # What they need is read before anything of an earlier evaluation goes.
+    driver, submission = _cross_driver(sitting, config), config.evaluation.submission
+    submitted = {} if submission is None else {sequence: _driver(sitting, submission.driver(sequence)) for sequence in submission.sequences}
     with exact(), RunLock(sitting.folder / "evaluation.lock"):
-        if splits or config.evaluation.cross is not None:  # where metrics.json is, all is of one evaluation
+        if splits or driver is not None:  # where metrics.json is, all is of one evaluation
             for name in (METRICS, *(f"{page}{split}.png" for split in SPLITS for page in ("", WORST))):
                 (sitting.folder / name).unlink(missing_ok=True)
         measured = [_against_truth(sitting, name, capture, pictures, measure) for name, pictures in splits.items()]
         held = {name: contents(capture, pictures) for name, pictures in splits.items()}
-        if config.evaluation.cross is not None:
-            driver = _driver(sitting, config.evaluation.cross.model_copy(update={"resolution": size}))
+        if driver is not None:
             measured.append(_without_truth(sitting, driver))
             held["cross"] = _contents_of_driver(driver)
-        packed = [] if config.evaluation.submission is None else [_submit(sitting, config.evaluation.submission)]
+        packed = [] if submission is None else [_submit(sitting, submission, submitted)]
         origin = Origin(str(checkpoint.path), checkpoint.step, checkpoint.made_by, provenance(device), config.model_dump(mode="json"))
         written = _written(config, sitting, measured, held, backbones, origin, time.perf_counter() - start) if measured else []
     return "\n".join((*written, *packed))
@@ -127,6 +130,10 @@ def _opened(config: GaussianHeadTrainConfig) -> tuple[Checkpoint, HeadCapture]:
         raise InputError(f"dataset.dataroot: {config.dataset.dataroot} holds another subject than the one {path} was trained on "
                          "(no frame has the same parameters and landmarks); correct dataset.dataroot or recorder.name")
     check_held_out(capture, checkpoint)
+    trained, measured = checkpoint.config.get("dataset", {}).get("resolution"), config.dataset.resolution
+    if trained not in (None, measured):
+        print(f"evaluation: trained at {trained}x{trained}, measured at {measured}x{measured} (dataset.resolution): such numbers are not those "
+              "of the trained size")
     return checkpoint, capture
 
 
@@ -208,6 +215,16 @@ def _driver(sitting: Sitting, config: DrivingConfig) -> DrivingSequence:
     return driver
 
 
+def _cross_driver(sitting: Sitting, config: GaussianHeadTrainConfig) -> DrivingSequence | None:
+    """That of the split `cross`, where there is one. Raises InputError that names keys as they are called there."""
+    if config.evaluation.cross is None:
+        return None
+    try:
+        return _driver(sitting, config.evaluation.cross.model_copy(update={"resolution": config.dataset.resolution}))
+    except InputError as error:
+        raise InputError(re.sub(rf"\bdataset\.(?=({'|'.join(DrivingConfig.model_fields)})\b)", "evaluation.cross.", str(error))) from error
+
+
 def _contents_of_driver(driver: DrivingSequence) -> SplitContents:
     frames = [driver[index] for index in range(len(driver))]
     data = b"".join(part.contiguous().numpy().tobytes() for frame in frames for part in (
@@ -215,12 +232,11 @@ def _contents_of_driver(driver: DrivingSequence) -> SplitContents:
     return SplitContents(pictures=len(driver), cameras=(driver.config.camera_mode,), sequences=(), digest=hashlib.sha256(data).hexdigest()[:16])
 
 
-def _submit(sitting: Sitting, config: SubmissionConfig) -> str:
-    """Draws this participant's videos and packs all that are there."""
+def _submit(sitting: Sitting, config: SubmissionConfig, drivers: dict[str, DrivingSequence]) -> str:
+    """Draws this participant's videos, sequence after sequence, and packs all that are there."""
     draw = BatchRenderer(sitting.avatar, config.width, config.height)
     views = config.views()
-    for sequence in config.sequences:
-        driver = _driver(sitting, config.driver(sequence))
+    for sequence, driver in drivers.items():
         for camera, view in views.items():
             frames = (dataclasses.replace(driver[index], camera=view) for index in range(len(driver)))
             pictures = _progress((draw([frame]).images[0] for frame in frames), f"{sequence}, {camera}", len(driver))

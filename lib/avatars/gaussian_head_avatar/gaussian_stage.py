@@ -132,6 +132,7 @@ class GaussianHeadStage(AbstractStage):
 
     def __init__(self, config: GaussianHeadTrainConfig, capture: HeadCapture, device: torch.device) -> None:
         check_resolution(config.dataset.resolution)
+        _check_start(config)  # before what may have to be downloaded for it
         self.lpips = load_lpips(config.loss.lpips_weights, "loss.lpips").to(device) if config.loss.lpips > 0 else None
         start = self._start(config, capture, device)
         self.remarks = (*capture.notes, *check_capture(capture, start.mesh_head.model_bbox).lines())
@@ -186,12 +187,8 @@ class GaussianHeadStage(AbstractStage):
             if path == given:  # the trainer says so when it resumes
                 print(f"gaussianhead: starting from the weights of {path}")
                 avatar.head.own_pose.copy_(_typical_pose(capture))
-            return _Start(avatar, checkpoint.options("meshheadmodule", MeshHeadConfig), _offsets_for(checkpoint, capture))
-        if supres is not None or poses is not None:
-            raise InputError(f"load_{'supres' if supres is not None else 'delta_poses'}_checkpoint: given without load_gaussianhead_checkpoint; "
-                             "name all published files of that head, or none")
-        if config.load_meshhead_checkpoint is None:
-            raise InputError("load_meshhead_checkpoint: stage 2 starts from a stage-1 checkpoint; name it, e.g. checkpoints/<name>/meshhead_latest")
+            return _Start(avatar, checkpoint.options("meshheadmodule", MeshHeadConfig), _offsets_for(checkpoint, capture, told=path == given))
+        assert config.load_meshhead_checkpoint is not None  # _check_start
         checkpoint = read_mesh_head(config.load_meshhead_checkpoint, "load_meshhead_checkpoint", config.meshheadmodule)
         check_same(config.meshheadmodule, checkpoint.section("meshheadmodule"), "meshheadmodule", checkpoint.path)
         check_subject(checkpoint, "meshhead", capture)
@@ -261,6 +258,18 @@ class GaussianHeadStage(AbstractStage):
         return self._lpips(image * visible(pixels), on_white(pixels) * visible(pixels)).mean()
 
 
+def _check_start(config: GaussianHeadTrainConfig) -> None:
+    """Raises InputError where no checkpoint is named, or there, to start from."""
+    supres, poses = (config.start_from(f"load_{name}_checkpoint") for name in ("supres", "delta_poses"))
+    if (config.recorder.run_folder / "gaussianhead_latest").exists() or config.start_from("load_gaussianhead_checkpoint") is not None:
+        return
+    if supres is not None or poses is not None:
+        raise InputError(f"load_{'supres' if supres is not None else 'delta_poses'}_checkpoint: given without load_gaussianhead_checkpoint; "
+                         "name all published files of that head, or none")
+    if config.load_meshhead_checkpoint is None:
+        raise InputError("load_meshhead_checkpoint: stage 2 starts from a stage-1 checkpoint; name it, e.g. checkpoints/<name>/meshhead_latest")
+
+
 def _loss(image: Float[Tensor, "B 3 H W"], pixels: UInt8[Tensor, "B 5 H W"]) -> Float[Tensor, ""]:
     """L1 over what is visible; the target as large as the picture or SCALE times larger."""
     target, seen = on_white(pixels), visible(pixels)
@@ -269,8 +278,8 @@ def _loss(image: Float[Tensor, "B 3 H W"], pixels: UInt8[Tensor, "B 5 H W"]) -> 
     return visible_l1(image, target, seen)
 
 
-def _offsets_for(checkpoint: Checkpoint, capture: HeadCapture) -> Float[Tensor, "F 6"] | None:
-    """The pose offsets of a checkpoint, brought to the frames of this capture; None where it has none."""
+def _offsets_for(checkpoint: Checkpoint, capture: HeadCapture, told: bool) -> Float[Tensor, "F 6"] | None:
+    """The pose offsets of a checkpoint, brought to the frames of this capture, and whether some are lost is told; None where it has none."""
     if "delta_poses" not in checkpoint.modules:
         return None
     stored = checkpoint.module("delta_poses").get("delta", torch.zeros(0, 6))
@@ -281,7 +290,7 @@ def _offsets_for(checkpoint: Checkpoint, capture: HeadCapture) -> Float[Tensor, 
         return stored
     of_digest = dict(zip(checkpoint.data.digests, stored, strict=False))
     rows = [of_digest.get(capture.digest(frame)) for frame in capture.frames]
-    if any(row is None for row in rows):
+    if told and any(row is None for row in rows):
         print(f"{checkpoint.path}: has pose offsets of {sum(row is not None for row in rows)} of {len(rows)} frames; the others start with none")
     return torch.stack([torch.zeros(6) if row is None else row for row in rows])
 

@@ -84,6 +84,7 @@ def reenact(config: ReenactmentConfig) -> Path:
     check_resolution(config.dataset.resolution)
     device = choose_device(config.device, config.gpu_id)
     loaded = load_avatar(config, config.avatar_path)
+    print(f"reenactment: avatar {config.avatar_path}, step {loaded.step}")
     avatar = loaded.avatar.to(device)
     driver = DrivingSequence(config.dataset, avatar.head.own_pose.cpu(), avatar.head.config.exp_coeffs_dim, loaded.trained)
     for note in driver.notes:
