@@ -21,7 +21,7 @@ from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
 from lib.avatars.gaussian_head_avatar.mesh_stage import MeshHeadTrainConfig
 from lib.config import read_config
 from lib.config.reader import Arguments
-from lib.datasets.capture_check import CHECKED_FRAMES, FULL_MATTE, chosen_box, face_bounds, measure_picture, picture_problems
+from lib.datasets.capture_check import CHECKED_FRAMES, FULL_MATTE, LEAST_ON_HEAD, chosen_box, face_bounds, measure_picture, picture_problems
 from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig, Picture
 from lib.datasets.images import read_image, write_image
 from lib.datasets.inventory import LOWRES_SIZE, take_inventory
@@ -42,7 +42,6 @@ from preprocess.check_tracking import tracking_findings
 
 SAMPLED_FRAMES = 6  # seen by every camera
 FRAME_CAMERAS, FRAMES_SEEN = 3, 400  # the most frontal cameras see that many frames, unless --full
-LEAST_ON_HEAD = 0.8  # share of landmarks inside the matte, mean of a camera: the jaw line lies on the outline, so a few miss
 
 
 def main() -> None:

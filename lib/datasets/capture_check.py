@@ -24,6 +24,7 @@ LEAST_INSIDE = 0.5  # share of landmarks inside the picture: below, the cameras 
 SIDE_MARGIN, TOP_MARGIN, BOTTOM_MARGIN, FRONT_MARGIN, BACK_MARGIN = 0.35, 0.5, 0.35, 0.15, 0.75
 BOX_STEP = 0.05  # canonical units: sides are rounded outwards to this
 STRAY = 0.5  # of the width: frames whose box is further from the typical one are left out
+LEAST_ON_HEAD = 0.8  # share of landmarks inside the matte, mean of some pictures: the jaw line lies on the outline, so a few miss
 FULL_MATTE = 0.98  # share of the picture: above, nothing was matted
 
 
@@ -100,7 +101,7 @@ class CaptureReport:
         extent = tuple((round(a, 2), round(b, 2)) for a, b in zip(low.tolist(), high.tolist(), strict=True))
         worst = min(self.measures, key=lambda measure: measure.inside_matte)
         coverage = [measure.coverage for measure in self.measures]
-        jump = self.largest_jump
+        jump, on_head = self.largest_jump, mean(measure.inside_matte for measure in self.measures)
         out = self.bounds.sticking_out(self.model_bbox)
         return (
             f"{self.frames} frames x {self.cameras} cameras" + (f" in {self.sequences} sequences" if self.sequences > 1 else "")
@@ -108,8 +109,10 @@ class CaptureReport:
             f"face in canonical units: {_box(extent)}; model_bbox {_box(self.model_bbox)}"
             + (f": cuts the face along {', '.join(out)}" if out else ""),
             f"landmarks: {mean(measure.inside_picture for measure in self.measures):.0%} inside the picture, "
-            f"{mean(measure.inside_matte for measure in self.measures):.0%} inside the matte "
+            f"{on_head:.0%} inside the matte "
             f"(worst of {len(self.measures)} pictures: {worst.inside_matte:.0%}, frame {worst.picture.frame}, camera {worst.picture.camera})",
+            *([f"LESS THAN {LEAST_ON_HEAD:.0%} of the landmarks are on the head: cameras, mattes and 3DMM fit do not belong together; stop this, and "
+               "`python -m preprocess.check_subject --config` with this file tells what does not fit"] if on_head < LEAST_ON_HEAD else []),
             f"mattes cover {mean(coverage):.0%} of the picture ({min(coverage):.0%} to {max(coverage):.0%})",
             *([f"largest head movement between neighbouring frames: {jump.distance:.2f} canonical units ({jump.before} to {jump.after})"]
               if jump else []),

@@ -121,6 +121,13 @@ def test_mattes_that_say_nothing(copy, value, words):
     assert words in said and "mask_" in said
 
 
+@pytest.mark.parametrize(("part", "said"), [(0.0, False), (0.2, True)])
+def test_landmarks_beside_the_head_are_said_in_capitals(copy, part, said):
+    """Too few to be sure that nothing fits, too many for a good capture."""
+    change(copy, "camera_*.npz", "intrinsic", lambda k: k + np.array([[0, 0, part * SIZE], [0, 0, 0], [0, 0, 0]]))
+    assert any(line.startswith("LESS THAN 80%") and "check_subject" in line for line in check_capture(capture_of(copy), PUBLISHED).lines()) is said
+
+
 def test_a_shifted_principal_point_moves_landmarks_off_the_matte(copy):
     def on_head() -> float:
         capture = capture_of(copy)
