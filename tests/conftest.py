@@ -23,6 +23,21 @@ def pytest_collection_modifyitems(config, items):
     items[:] = items[first::step]
 
 
+def pytest_collection_finish(session):
+    from tests.render.triton_process import INTERPRETED, interpreters  # after the hook
+
+    if not INTERPRETED and not session.config.option.collectonly:
+        starting = (item for item in session.items if item.name == "test_under_the_interpreter")
+        files = [str(item.path) for item in starting if not any(mark.args[0] for mark in item.iter_markers("skipif"))]
+        interpreters.start(files, len(session.items))
+
+
+def pytest_sessionfinish():
+    from tests.render.triton_process import interpreters
+
+    interpreters.stop()
+
+
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
     """The tiny subject and its driver (tests/tiny.py)."""
