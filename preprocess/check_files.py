@@ -8,8 +8,8 @@ from statistics import median
 
 from lib.datasets.capture_check import FULL_MATTE
 from lib.datasets.head_capture import FOREGROUND, HeadCapture
-from lib.datasets.images import check_complete, read_image
-from lib.datasets.inventory import Inventory
+from lib.datasets.images import check_complete, read_image, stored_size
+from lib.datasets.inventory import LOWRES_SIZE, Inventory
 from lib.errors import InputError
 from preprocess.check_findings import Finding, numbers
 
@@ -64,6 +64,19 @@ def picture_findings(inventory: Inventory, full: bool) -> list[Finding]:
             if full or total <= DECODED_BYTES or not usual / UNLIKE < size < usual * UNLIKE:
                 found += _matte_findings(path, frame, camera)
     return found
+
+
+def size_findings(inventory: Inventory, original_resolution: int) -> list[Finding]:
+    """Pictures that are not of the size that intrinsics refer to, as their headers tell; one finding for a camera."""
+    others: dict[str, list[tuple[str, Path, tuple[int, int]]]] = defaultdict(list)
+    for frame, camera, _, path in _pictures(inventory):
+        size, expected = stored_size(path), LOWRES_SIZE if "_lowres_" in path.name else original_resolution
+        if any(size) and size != (expected, expected):
+            others[camera].append((frame, path, size))
+    must = f"full pictures and mattes must have dataset.original_resolution, {original_resolution}, lowres ones {LOWRES_SIZE}"
+    return [Finding("picture_size", f"{path}: {width}x{height} pixels (frame {frame}, camera {camera}; {len(group)} of its pictures); {must}",
+                    (str(path),), (frame,), (camera,))
+            for camera, group in others.items() for frame, path, (width, height) in group[:1]]
 
 
 def duplicate_findings(capture: HeadCapture, inventory: Inventory) -> list[Finding]:

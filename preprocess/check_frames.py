@@ -108,6 +108,8 @@ def mismatches_in_detections(detections: Detections) -> list[Mismatch]:
 
 def _mismatches(frames: list[str], scores: Float[Tensor, "F F"], least: Float[Tensor, "F"]) -> list[Mismatch]:
     """Rows whose largest score is another's and above the least."""
+    if not frames:  # none was decoded by all cameras
+        return []
     best = scores.argmax(dim=1).tolist()
     is_off = [best[row] != row and float(scores[row, best[row]]) > float(least[row]) for row in range(len(frames))]
     found = []

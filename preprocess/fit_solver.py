@@ -79,7 +79,7 @@ class _Equations:
 class Problem:
     """The cost of estimates, and its normal equations. The unit of the world is about canonical (see `Observations.in_world`).
 
-    `gaps`: seconds between neighbouring frames.
+    `gaps`: seconds from each frame to the next; where none or less pass, as where sequences take turns, they are no neighbours.
     """
 
     def __init__(
@@ -93,7 +93,8 @@ class Problem:
         self.expression_prior = (config.expression * model.expression_spread) ** -2
         rates = torch.cat([config.expression_rate * model.expression_spread, torch.full((3,), config.rotation_rate, dtype=torch.float64),
                            torch.full((3,), config.translation_rate, dtype=torch.float64)])
-        ties = torch.where(gaps <= config.smooth_gap, 1.0 / gaps.clamp(min=1e-3), 0.0)[:, None] * rates**-2  # random walk: variance grows with time
+        near = (gaps > 0.0) & (gaps <= config.smooth_gap)
+        ties = torch.where(near, 1.0 / gaps.clamp(min=1e-3), 0.0)[:, None] * rates**-2  # random walk: variance grows with time
         self.ties = torch.nn.functional.pad(ties, (0, 0, 1, 1))  # (F + 1, Q): before and after each frame
         self.mean_landmarks = model.landmarks(model.mean)
         # How the neutral grows with identity. Without a prior on this, heads would be fitted large, so that the same motion of the

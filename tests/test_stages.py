@@ -245,6 +245,18 @@ def test_only_the_last_checkpoints_are_kept(made, runs):
     assert names == ["gaussianhead_best", "gaussianhead_latest", "gaussianhead_step_0000005", "gaussianhead_step_0000006"]
 
 
+def test_who_goes_back_keeps_what_is_saved_from_there_on(made, runs):
+    script, values = config_of("gaussianhead", made, runs, steps=2, name="back")
+    values["recorder"] |= {"save_freq": 1, "keep_last": 2}
+    run_script(script, values, runs)
+    folder = runs / "checkpoints" / "back"
+    for step in (7, 8):
+        shutil.copy(folder / "gaussianhead_latest", folder / f"gaussianhead_step_{step:07d}")
+    values["trainer"]["steps"] = 4
+    run_script(script, values, runs)
+    assert sorted(int(path.name[-7:]) for path in folder.glob("gaussianhead_step_*")) == [3, 4, 7, 8]
+
+
 # --- choices ----------------------------------------------------------------------------------------------------------
 
 def moved(batch, pixels: float):
@@ -336,9 +348,10 @@ def test_stage_2_refuses_what_does_not_fit(made, trained, tmp_path, override, pa
 
 def test_stage_2_needs_a_mesh_head(made, trained, tmp_path):
     """Which is said before weights that it would have to download."""
-    said = refusal("train_gaussianhead", gaussian_dict(made.subject, trained, name="refused"), tmp_path, "load_meshhead_checkpoint=null",
-                   "loss.lpips=0.1", f"loss.lpips_weights={tmp_path}")
-    assert said.startswith("load_meshhead_checkpoint: ")
+    for path in ("null", tmp_path / "nowhere"):
+        said = refusal("train_gaussianhead", gaussian_dict(made.subject, trained, name="refused"), tmp_path, f"load_meshhead_checkpoint={path}",
+                       "loss.lpips=0.1", f"loss.lpips_weights={tmp_path}")
+        assert said.startswith("load_meshhead_checkpoint: ")
 
 
 def test_runs_that_share_a_log_are_told(made, runs, capfd):
@@ -980,6 +993,10 @@ def test_videos_for_the_benchmark_come_from_a_folder_that_looks_like_it(made, tr
                   "calibration": str(tmp_path / "benchmark" / "{participant}" / "calibration" / "camera_params.json")}
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "metrics.json").write_text("of an evaluation before")
+    for key, said in (("calibration", "nowhere"), ("dataroot", "evaluation.submission.dataroot: ")):  # with splits to measure, which are not begun
+        values = gaussian_dict(made.subject, trained) | {"evaluation": {"submission": submission | {key: str(tmp_path / "nowhere")}}}
+        assert said in refusal("evaluate", values, tmp_path, f"recorder.result_path={tmp_path}")
+        assert (tmp_path / "tiny" / "metrics.json").read_text() == "of an evaluation before"
     run_script("evaluate", gaussian_dict(made.subject, trained) | {"evaluation": {"submission": submission}}, tmp_path,
                f"recorder.result_path={tmp_path}", "dataset.held_out_cameras=[]", "dataset.held_out_sequences=[]")
     assert (tmp_path / "tiny" / "metrics.json").read_text() == "of an evaluation before"  # nothing was measured

@@ -5,6 +5,7 @@ import difflib
 import re
 import types
 import typing
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,9 +88,10 @@ def read_config(arguments: Arguments, schema: type[ConfigType]) -> ConfigType:
     except ValidationError as error:
         problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")  # a typo first, then what it left missing
         lines = [_explain(problem, schema, places, str(arguments.path)) for problem in problems]
-        sections = sum(problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1 for problem in problems)
-        if sections >= FOREIGN:
-            lines.append(f"{sections} keys that this script does not know: is {arguments.path} the YAML of another one?")
+        unknown = Counter(places.get(problem["loc"], "").rpartition(":")[0] for problem in problems
+                          if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1)
+        lines += [f"{count} keys that this script does not know: is {path} the YAML of another one?" for path, count in unknown.items()
+                  if path and count >= FOREIGN]
         raise InputError("\n".join(lines)) from error
 
 
@@ -116,8 +118,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Key, str]]:
         values = _construct(text, str(path), places)
     except _BROKEN as error:
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-        place, reason = (path, _reason(error)) if mark is None else (f"{path}:{mark.line + 1}", error.problem)
-        raise InputError(f"{place}: not valid YAML: {reason}") from error
+        if mark is None:
+            raise InputError(f"{path}: not valid YAML: {_reason(error)}") from error
+        raise InputError(f"{path}:{mark.line + 1}: not valid YAML: {' '.join(filter(None, (error.context, error.problem)))}") from error
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")

@@ -143,8 +143,8 @@ def read_file(path: Path, key: str) -> Any:
     try:
         return load_torch(path)
     except Damaged as error:
-        raise InputError(f"{key}: {path}: not a readable checkpoint ({error}); it is damaged: copy it again, or copy an older one of its folder "
-                         "(<stage>_step_<n>, <stage>_best) over it") from error
+        raise InputError(f"{key}: {path}: not a readable checkpoint ({error}); it is damaged: remove it, then copy it again, or give "
+                         "a copy of an older one of its folder (<stage>_step_<n>, <stage>_best) its name") from error
     except Exception as error:  # a damaged file can raise nearly anything in the unpickler
         raise InputError(f"{key}: {path}: not a readable checkpoint ({type(error).__name__}); it is damaged or another kind of file") from error
 

@@ -275,7 +275,9 @@ def tidy(recorder: Recorder, stage: str, progress: Progress) -> None:
     remove_leftovers(folder, stage)
     if progress.step:
         write_seconds(recorder.config.result_folder, stage, progress.seconds)
-        for old in sorted(folder.glob(f"{stage}_step_*[0-9]"))[:-keep or None]:
+        kept = sorted((int(path.name.rpartition("_")[2]), path) for path in folder.glob(f"{stage}_step_*[0-9]"))
+        past = [path for step, path in kept if step <= progress.step]  # later ones are there where somebody went back to an older one
+        for old in past[:-keep or None]:
             old.unlink()
 
 

@@ -57,10 +57,12 @@ def test_a_typo_comes_before_what_it_left_missing_and_another_scripts_file_is_ca
     said = message(tmp_path, "needed: 1\nsupresmodule: 1\nother:\n  rate: 1\n").splitlines()
     assert said[-1] == f"2 keys that this script does not know: is {tmp_path / 'file.yaml'} the YAML of another one?"
     assert not any("did you mean" in line for line in said)
+    assert "YAML of another one" not in message(tmp_path, "needed: 1\n", "foo=1", "bar=2")
 
 
 def test_broken_yaml_is_told_with_its_line(tmp_path):
-    assert message(tmp_path, "needed: 1\ninner:\n\trate: 1\n").startswith(f"{tmp_path / 'file.yaml'}:3: not valid YAML: found character '\\t'")
+    said = message(tmp_path, "needed: 1\ninner:\n\trate: 1\n")
+    assert said.startswith(f"{tmp_path / 'file.yaml'}:3: not valid YAML: while scanning for the next token found character '\\t'")
 
 
 def test_unknown_key_names_line_key_and_nearest_match(tmp_path):

@@ -116,6 +116,18 @@ def test_a_blank_matte(evidence):
     assert f"python -m preprocess.remove_background {evidence}" in found["message"]
 
 
+@pytest.mark.parametrize("kind", ["black", "smaller"])
+def test_all_mattes_of_a_camera(evidence, kind):
+    """No frame is decoded by that camera; all else is still looked at."""
+    size = SIZE if kind == "black" else SIZE - 8
+    for path in (evidence / "images").rglob(f"mask*_{CAMERA}.jpg"):
+        if "_lowres_" not in path.name:
+            cv2.imwrite(str(path), np.full((size, size, 3), 0 if kind == "black" else 255, np.uint8))
+    cv2.imwrite(str(evidence / "images" / FRAME / f"mask_{OTHER}.jpg"), np.zeros((SIZE, SIZE, 3), np.uint8))
+    found = {(one["kind"], *one["cameras"]) for one in findings(evidence)}
+    assert ("blank_matte", OTHER) in found and (("blank_matte" if kind == "black" else "picture_size"), CAMERA) in found
+
+
 def test_a_truncated_picture(evidence):
     path = evidence / "images" / FRAME / f"image_{CAMERA}.jpg"
     path.write_bytes(path.read_bytes()[:-200])

@@ -325,6 +325,15 @@ def test_similarity_is_recovered_and_mirrors_are_not_made():
     assert float(torch.linalg.det(mirrored[1])[0]) == pytest.approx(1.0)
 
 
+def test_only_frames_that_follow_soon_are_tied(model, truth):
+    """Not those of sequences that take turns (backwards in time), and not two of one moment."""
+    face = model.part(model.landmark_corners.unique()).double()
+    seen = detect(truth, Condition(2.0, 0.2, FIVE), seed=0).seen.in_world(0.1, torch.zeros(3, dtype=torch.float64))
+    gaps = torch.tensor([0.04, 1e6, -1e6, 0.0], dtype=torch.float64)
+    ties = Problem(face, seen, gaps, FitConfig(smooth_gap=0.3), scale_is_seen=True).ties
+    assert (ties[1] > 0).all() and (ties[[0, 2, 3, 4, 5]] == 0).all()
+
+
 def test_slopes_are_those_of_the_cost(model, truth):
     wide = model.widened(smooth_offsets(model, 0.03, 0.3)[:4])
     face = wide.part(wide.landmark_corners.unique()).double()

@@ -33,6 +33,7 @@ from lib.evaluation.scores import METRICS, Origin, PictureName, SplitScores, wri
 from lib.evaluation.submission import SubmissionConfig, pack, write_video
 from lib.evaluation.truth import contents, in_order, load_portion, without_expression
 from lib.files import RunLock
+from lib.geometry.camera import Camera
 from lib.metrics.psnr import psnr
 from lib.provenance import provenance
 from lib.training.checkpoint import Checkpoint
@@ -45,6 +46,7 @@ MOST_PICTURES, PIXELS = 8, 8 * 512**2  # of a batch on a GPU; on a CPU pictures 
 SPLITS, WORST = ("novel_view", "novel_sequence", "cross"), "worst_"
 WORST_BY = {"cross": "jitter"}  # which measure chooses the page of the worst; elsewhere mask_psnr
 REPORT = "report.html"
+SUBMISSION = "evaluation.submission"
 
 Item = TypeVar("Item")
 
@@ -60,6 +62,15 @@ class Sitting:
     portion: int  # pictures of a batch
     workers: int
     worst: int
+
+
+@dataclass(frozen=True)
+class SubmissionPlan:
+    """What a submission needs: cameras by serial, drivers by sequence."""
+
+    config: SubmissionConfig
+    views: dict[str, Camera]
+    drivers: dict[str, DrivingSequence]
 
 
 def evaluate(config: GaussianHeadTrainConfig) -> str:
@@ -83,8 +94,10 @@ def evaluate(config: GaussianHeadTrainConfig) -> str:
     sitting = Sitting(avatar, None if checkpoint.data is None else checkpoint.data.trained_face(), BatchRenderer(avatar, size, size),
                       config.recorder.result_folder, portion, loading_threads(config.trainer.workers, device, 1), config.evaluation.worst)
     # What they need is read before anything of an earlier evaluation goes.
-    driver, submission = _cross_driver(sitting, config), config.evaluation.submission
-    submitted = {} if submission is None else {sequence: _driver(sitting, submission.driver(sequence)) for sequence in submission.sequences}
+    cross, submission = config.evaluation.cross, config.evaluation.submission
+    driver = None if cross is None else _driver(sitting, cross.model_copy(update={"resolution": size}), "evaluation.cross")
+    plan = None if submission is None else SubmissionPlan(submission, submission.views(), {
+        sequence: _driver(sitting, submission.driver(sequence), SUBMISSION) for sequence in submission.sequences})
     with exact(), RunLock(sitting.folder / "evaluation.lock"):
         if splits or driver is not None:  # where metrics.json is, all is of one evaluation
             for name in (METRICS, *(f"{page}{split}.png" for split in SPLITS for page in ("", WORST))):
@@ -94,9 +107,9 @@ def evaluate(config: GaussianHeadTrainConfig) -> str:
         if driver is not None:
             measured.append(_without_truth(sitting, driver))
             held["cross"] = _contents_of_driver(driver)
-        packed = [] if submission is None else [_submit(sitting, submission, submitted)]
         origin = Origin(str(checkpoint.path), checkpoint.step, checkpoint.made_by, provenance(device), config.model_dump(mode="json"))
         written = _written(config, sitting, measured, held, backbones, origin, time.perf_counter() - start) if measured else []
+        packed = [] if plan is None else [_submit(sitting, plan)]
     return "\n".join((*written, *packed))
 
 
@@ -207,22 +220,19 @@ def _pages(sitting: Sitting, scores: SplitScores, sheets: list[tuple[str, Tensor
     return SplitPages(scores, (*sheets, (f"The worst by {_worst_by(scores.split)}", worst)))
 
 
-def _driver(sitting: Sitting, config: DrivingConfig) -> DrivingSequence:
+def _driver(sitting: Sitting, config: DrivingConfig, section: str) -> DrivingSequence:
+    """That of a section of the YAML. Raises InputError that names keys as they are called there."""
     head = sitting.avatar.head
-    driver = DrivingSequence(config, head.own_pose.cpu(), head.config.exp_coeffs_dim, sitting.trained)
+    try:
+        driver = DrivingSequence(config, head.own_pose.cpu(), head.config.exp_coeffs_dim, sitting.trained)
+    except InputError as error:
+        said = re.sub(rf"\bdataset\.(?=({'|'.join(DrivingConfig.model_fields)})\b)", f"{section}.", str(error))
+        if section == SUBMISSION:
+            said = said.partition(f"; {section}.nan_frames")[0]  # a benchmark wants every frame
+        raise InputError(said) from error
     for note in driver.notes:
         print(f"driver: {note}")
     return driver
-
-
-def _cross_driver(sitting: Sitting, config: GaussianHeadTrainConfig) -> DrivingSequence | None:
-    """That of the split `cross`, where there is one. Raises InputError that names keys as they are called there."""
-    if config.evaluation.cross is None:
-        return None
-    try:
-        return _driver(sitting, config.evaluation.cross.model_copy(update={"resolution": config.dataset.resolution}))
-    except InputError as error:
-        raise InputError(re.sub(rf"\bdataset\.(?=({'|'.join(DrivingConfig.model_fields)})\b)", "evaluation.cross.", str(error))) from error
 
 
 def _contents_of_driver(driver: DrivingSequence) -> SplitContents:
@@ -232,16 +242,25 @@ def _contents_of_driver(driver: DrivingSequence) -> SplitContents:
     return SplitContents(pictures=len(driver), cameras=(driver.config.camera_mode,), sequences=(), digest=hashlib.sha256(data).hexdigest()[:16])
 
 
-def _submit(sitting: Sitting, config: SubmissionConfig, drivers: dict[str, DrivingSequence]) -> str:
+def _submit(sitting: Sitting, plan: SubmissionPlan) -> str:
     """Draws this participant's videos, sequence after sequence, and packs all that are there."""
+    config = plan.config
     draw = BatchRenderer(sitting.avatar, config.width, config.height)
-    views = config.views()
-    for sequence, driver in drivers.items():
-        for camera, view in views.items():
-            frames = (dataclasses.replace(driver[index], camera=view) for index in range(len(driver)))
-            pictures = _progress((draw([frame]).images[0] for frame in frames), f"{sequence}, {camera}", len(driver))
+    for sequence, driver in plan.drivers.items():
+        for camera, view in plan.views.items():
+            pictures = _progress(_seen(draw, driver, view), f"{sequence}, {camera}", len(driver))
             write_video(config, sequence, camera, pictures)
     return str(pack(config))
+
+
+def _seen(draw: BatchRenderer, driver: DrivingSequence, view: Camera) -> Iterator[Tensor]:
+    """Picture after picture by one camera. Raises InputError for one that is not finite."""
+    for index in range(len(driver)):
+        drawn = draw([dataclasses.replace(driver[index], camera=view)])
+        if not drawn.finite[0]:
+            raise InputError(f"{driver.files[index]}: the avatar renders NaN under this expression; is the checkpoint damaged, or the driver of "
+                             "another 3DMM?")
+        yield drawn.images[0]
 
 
 def shown_pictures(pictures: list[Picture]) -> set[Picture]:

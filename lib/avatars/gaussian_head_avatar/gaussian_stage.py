@@ -268,6 +268,8 @@ def _check_start(config: GaussianHeadTrainConfig) -> None:
                          "name all published files of that head, or none")
     if config.load_meshhead_checkpoint is None:
         raise InputError("load_meshhead_checkpoint: stage 2 starts from a stage-1 checkpoint; name it, e.g. checkpoints/<name>/meshhead_latest")
+    if not config.load_meshhead_checkpoint.exists():
+        read_mesh_head(config.load_meshhead_checkpoint, "load_meshhead_checkpoint", config.meshheadmodule)  # says so
 
 
 def _loss(image: Float[Tensor, "B 3 H W"], pixels: UInt8[Tensor, "B 5 H W"]) -> Float[Tensor, ""]:
