@@ -252,9 +252,11 @@ def test_who_goes_back_keeps_what_is_saved_from_there_on(made, runs):
     folder = runs / "checkpoints" / "back"
     for step in (7, 8):
         shutil.copy(folder / "gaussianhead_latest", folder / f"gaussianhead_step_{step:07d}")
+    shutil.copy(folder / "gaussianhead_latest", folder / "gaussianhead_step_mine2")  # somebody's own
     values["trainer"]["steps"] = 4
     run_script(script, values, runs)
-    assert sorted(int(path.name[-7:]) for path in folder.glob("gaussianhead_step_*")) == [3, 4, 7, 8]
+    names = [f"{step:07d}" for step in (3, 4, 7, 8)]
+    assert sorted(path.name.removeprefix("gaussianhead_step_") for path in folder.glob("gaussianhead_step_*")) == [*names, "mine2"]
 
 
 # --- choices ----------------------------------------------------------------------------------------------------------

@@ -275,10 +275,11 @@ def tidy(recorder: Recorder, stage: str, progress: Progress) -> None:
     remove_leftovers(folder, stage)
     if progress.step:
         write_seconds(recorder.config.result_folder, stage, progress.seconds)
-        kept = sorted((int(path.name.rpartition("_")[2]), path) for path in folder.glob(f"{stage}_step_*[0-9]"))
-        past = [path for step, path in kept if step <= progress.step]  # later ones are there where somebody went back to an older one
+        prefix = f"{stage}_step_"
+        steps = sorted(step for path in folder.glob(f"{prefix}*") if (step := path.name.removeprefix(prefix)).isdecimal())
+        past = [step for step in steps if int(step) <= progress.step]  # later ones are there where somebody went back to an older one
         for old in past[:-keep or None]:
-            old.unlink()
+            (folder / f"{prefix}{old}").unlink()
 
 
 def _duration(seconds: float) -> str:
