@@ -982,7 +982,8 @@ def test_videos_for_the_benchmark_come_from_a_folder_that_looks_like_it(made, tr
     sequence = root / "sequences" / "FREE" / "tracking"
     sequence.mkdir(parents=True)
     count, flat = 3, {"jaw": 3, "neck": 3, "eyes": 6, "translation": 3}
-    np.savez(sequence / "flame2023_tracking_v2.npz", shape=np.zeros((1, 300)), expression=0.1 * np.ones((count, EXPRESSIONS)),
+    tracking = sequence / "flame2023_tracking_v2.npz"
+    np.savez(tracking, shape=np.zeros((1, 300)), expression=0.1 * np.ones((count, EXPRESSIONS)),
              rotation=np.zeros((count, 3)), rotation_matrices=np.tile(np.eye(3), (count, 1, 1)), scale=np.full((1, 1), 0.1),
              frames=np.arange(count), **{name: np.zeros((count, width)) for name, width in flat.items()})
     with np.load(made.subject / "cameras" / "0000" / f"camera_{HELD_OUT_CAMERA}.npz") as camera:
@@ -999,8 +1000,14 @@ def test_videos_for_the_benchmark_come_from_a_folder_that_looks_like_it(made, tr
         values = gaussian_dict(made.subject, trained) | {"evaluation": {"submission": submission | {key: str(tmp_path / "nowhere")}}}
         assert said in refusal("evaluate", values, tmp_path, f"recorder.result_path={tmp_path}")
         assert (tmp_path / "tiny" / "metrics.json").read_text() == "of an evaluation before"
-    run_script("evaluate", gaussian_dict(made.subject, trained) | {"evaluation": {"submission": submission}}, tmp_path,
-               f"recorder.result_path={tmp_path}", "dataset.held_out_cameras=[]", "dataset.held_out_sequences=[]")
+    with np.load(tracking) as file:
+        good = dict(file)
+    np.savez(tracking, **good | {"translation": np.full((count, 3), [[0.0], [np.nan], [0.0]])})
+    values = gaussian_dict(made.subject, trained) | {"evaluation": {"submission": submission}}
+    said = refusal("evaluate", values, tmp_path, f"recorder.result_path={tmp_path}")
+    assert "row 1" in said and "NaN" in said and "nan_frames" not in said  # a benchmark wants every frame
+    np.savez(tracking, **good)
+    run_script("evaluate", values, tmp_path, f"recorder.result_path={tmp_path}", "dataset.held_out_cameras=[]", "dataset.held_out_sequences=[]")
     assert (tmp_path / "tiny" / "metrics.json").read_text() == "of an evaluation before"  # nothing was measured
     assert f"1 videos; still missing: 404/FREE/cam_{HELD_OUT_CAMERA}.mp4" in capsys.readouterr().out
     with zipfile.ZipFile(tmp_path / "sent.zip") as archive:

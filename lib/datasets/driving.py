@@ -93,16 +93,17 @@ class DrivingSequence:
     """Smoothed driving frames in sorted order, for an avatar with this `own_pose`, `expression_count` and `trained` face (None: not known).
 
     `files` names the source of every frame, `notes` say what another tracker's files are. Raises InputError for missing, unreadable or
-    inconsistent files, for a driver that has not the avatar's coefficients, and for what the driver or the avatar does not know.
+    inconsistent files, for a driver that has not the avatar's coefficients, and for what the driver or the avatar does not know; it names
+    the keys of `config` in the `section` of the YAML that they come from.
     """
 
     def __init__(self, config: DrivingConfig, own_pose: Float[Tensor, "6"], expression_count: int | None = None, trained: TrainedFace | None = None,
-                 ) -> None:
-        self.config, self._trained = config, trained
+                 section: str = "dataset") -> None:
+        self.config, self._trained, self._section = config, trained, section
         try:
-            track = _read_track(config, expression_count)
+            track = self._read_track(expression_count)
         except NotFiniteError as error:
-            raise InputError(f"{error}; dataset.nan_frames skip leaves such frames out") from error
+            raise InputError(f"{error}; {section}.nan_frames skip leaves such frames out") from error
         self.files, self.notes = track.names, track.notes
         if expression_count not in (None, track.expressions.shape[1]):
             raise InputError(f"{self.files[0]}: the driver has {track.expressions.shape[1]} expression coefficients ({track.holds}), the avatar was "
@@ -116,24 +117,24 @@ class DrivingSequence:
             self.head_pose_mode = "own"
             why = "these files do not tell where the head is" if track.poses is None else (
                 "these files tell where the head is in another world than that of the avatar and its cameras")
-            self.notes += (f"{why}: dataset.head_pose is own",)
+            self.notes += (f"{why}: {self._section}.head_pose is own",)
         if "own" in (self.head_pose_mode, config.pose_code_mode) and not bool(own_pose.any()):
-            self.notes += ("the checkpoint does not know a typical pose of its training, so dataset.head_pose own is the origin",)
+            self.notes += (f"the checkpoint does not know a typical pose of its training, so {self._section}.head_pose own is the origin",)
         self.scales = self._scales(track)
-        choices = {"driver": lambda: smooth_poses(_poses_in(track), config.smoothing), "own": lambda: own_pose, "zero": lambda: torch.zeros(6)}
-        place = choices | {"fixed": lambda: _pose_of(config.head_pose_path, "dataset.head_pose_path", "dataset.head_pose")}
+        choices = {"driver": lambda: smooth_poses(self._poses_of(track), config.smoothing), "own": lambda: own_pose, "zero": lambda: torch.zeros(6)}
+        place = choices | {"fixed": lambda: self._pose_in(config.head_pose_path, "head_pose_path", "head_pose")}
         self.poses = place[self.head_pose_mode]().expand(len(self), 6)
         code = choices | {
-            "head": lambda: self.poses, "fixed": lambda: _pose_of(config.pose_code_path, "dataset.pose_code_path", "dataset.pose_code"),
+            "head": lambda: self.poses, "fixed": lambda: self._pose_in(config.pose_code_path, "pose_code_path", "pose_code"),
         }
         self.pose_codes = code[config.pose_code_mode]().expand(len(self), 6)
         self._cameras = self._read_cameras()
         # Pictures of the driver are only shown beside the result: never required.
-        self.images = _glob(config.dataroot, config.image_files, "dataset.image_files") if config.image_files else []
+        self.images = self._glob(config.image_files, "image_files") if config.image_files else []
         if track.kept is not None and len(self.images) == len(self.files) + track.left_out:
             self.images = [self.images[number] for number in track.kept]
         if config.image_files and len(self.images) != len(self.files):
-            print(f"dataset.image_files: '{config.image_files}' matches {len(self.images)} pictures for {len(self.files)} frames; "
+            print(f"{self._section}.image_files: '{config.image_files}' matches {len(self.images)} pictures for {len(self.files)} frames; "
                   "the driver is not shown beside the result")
             self.images = []
 
@@ -154,6 +155,40 @@ class DrivingSequence:
             camera=self._cameras(index),
         )
 
+    def _read_track(self, expression_count: int | None) -> DriverTrack:
+        """The driver: params.npz files, or what another tracker wrote."""
+        section, root, pattern, skip = self._section, self.config.dataroot, self.config.param_files, self.config.nan_frames == "skip"
+        if pattern is None:
+            raise InputError(f"{section}.param_files: a pattern of params.npz under {section}.dataroot is needed, e.g. 'params/*/params.npz', or the "
+                             "name of what another tracker wrote there ('.': dataroot itself)")
+        is_name = bool(pattern) and not set(pattern) & set("*?[") and not Path(pattern).is_absolute()
+        if is_name and (root / pattern).exists():
+            return read_driver(root / pattern, expression_count, skip)
+        files = self._glob(pattern, "param_files")
+        if not files:
+            raise InputError(f"{section}.param_files: nothing under '{root}' matches '{pattern}'")
+        return track_of(files, skip)
+
+    def _glob(self, pattern: str, key: str) -> list[Path]:
+        root = self.config.dataroot
+        if not root.is_dir():
+            raise InputError(f"{self._section}.dataroot: '{root}' is not a folder")
+        try:
+            return sorted(root.glob(pattern), key=lambda path: by_number(str(path.relative_to(root))))
+        except (ValueError, NotImplementedError) as error:
+            raise InputError(f"{self._section}.{key}: '{pattern}' is not a pattern relative to {self._section}.dataroot ({error}); "
+                             "e.g. 'params/*/params.npz'") from error
+
+    def _poses_of(self, track: DriverTrack) -> Float[Tensor, "T 6"]:
+        if track.poses is None:
+            raise InputError(f"{track.names[0]}: these files do not tell where the head is; write {self._section}.head_pose own, fixed or zero")
+        return track.poses
+
+    def _pose_in(self, path: Path | None, key: str, chooser: str) -> Float[Tensor, "6"]:
+        if path is None:
+            raise InputError(f"{self._section}.{key}: needed for {self._section}.{chooser} fixed; name a params.npz")
+        return read_params_file(path).pose
+
     def _retargeted(self, track: DriverTrack) -> Float[Tensor, "T E"]:
         """The driver's expressions as the avatar's: smoothed, about the avatar's neutral face, within its training."""
         config, trained, values = self.config, self._trained, track.expressions
@@ -162,21 +197,22 @@ class DrivingSequence:
             faces = {"median": lambda: neutral(values), "first": lambda: values[0], "file": lambda: self._face(config.neutral_path, values.shape[1])}
             driver = faces[config.neutralize]()
             if config.avatar_neutral_path is None and trained is None:
-                raise InputError("dataset.avatar_neutral_path: needed for dataset.neutralize, as this checkpoint (older, or published) has no record "
-                                 "of its expressions; name the params.npz of a neutral frame of the avatar's subject")
+                raise InputError(f"{self._section}.avatar_neutral_path: needed for {self._section}.neutralize, as this checkpoint (older, or "
+                                 "published) has no record of its expressions; name the params.npz of a neutral frame of the avatar's subject")
             avatar = trained.median if config.avatar_neutral_path is None else self._face(config.avatar_neutral_path, values.shape[1])
         values = transfer(smooth(values, config.smoothing), driver, avatar, config.gain)
         if not config.clamp_to_training:
             return values
         if trained is None:
-            raise InputError("dataset.clamp_to_training: this checkpoint (older, or published) has no record of its expressions; one of this project "
-                             "gets it when its training goes on for a step (the same command with more trainer.steps); else leave the key out")
+            raise InputError(f"{self._section}.clamp_to_training: this checkpoint (older, or published) has no record of its expressions; one of "
+                             "this project gets it when its training goes on for a step (the same command with more trainer.steps); else leave the "
+                             "key out")
         return trained.clamp(values)
 
     def _face(self, path: Path | None, width: int) -> Float[Tensor, "E"]:
         """The neutral face in a file: the median where it holds several."""
         if path is None:
-            raise InputError("dataset.neutral_path: needed for dataset.neutralize file; name a file of the driver's neutral face")
+            raise InputError(f"{self._section}.neutral_path: needed for {self._section}.neutralize file; name a file of the driver's neutral face")
         values = read_driver(path, width).expressions
         if values.shape[1] != width:
             raise InputError(f"{path}: has {values.shape[1]} expression coefficients, the driver has {width}; name a file of the same 3DMM")
@@ -195,7 +231,7 @@ class DrivingSequence:
             self.notes += ("the checkpoint (older, or published) does not tell how large the avatar is: as large as the driver's model",)
             return track.scales
         raise InputError(f"{self.files[0]}: does not tell how large the avatar is, nor does its checkpoint (older, or published); write "
-                         "dataset.head_pose fixed and name a params.npz of the avatar's subject in dataset.head_pose_path")
+                         f"{self._section}.head_pose fixed and name a params.npz of the avatar's subject in {self._section}.head_pose_path")
 
     def _read_cameras(self) -> Callable[[int], Camera]:
         """The camera of every frame."""
@@ -206,7 +242,7 @@ class DrivingSequence:
             return lambda index: front_camera(size)
         path = self.config.camera_path
         if path is None:
-            raise InputError("dataset.camera_path: needed for dataset.camera given; name a camera npz or a json with a camera path")
+            raise InputError(f"{self._section}.camera_path: needed for {self._section}.camera given; name a camera npz or a json with a camera path")
         if path.suffix == ".json":
             keys = read_camera_path_file(path)
             return lambda index: interpolate(Camera(*keys, original, original), index / max(1, len(self) - 1)).resized(size, size)
@@ -233,43 +269,3 @@ def _looking(center: Float[Tensor, "1 3"], target: Float[Tensor, "1 3"], size: i
     focal = ORBIT_FOCAL_PER_PIXEL * size
     intrinsics = torch.tensor([[[focal, 0.0, size / 2], [0.0, focal, size / 2], [0.0, 0.0, 1.0]]])
     return Camera(look_at(center, target).float(), intrinsics, size, size)
-
-
-def _read_track(config: DrivingConfig, expression_count: int | None) -> DriverTrack:
-    """The driver: params.npz files, or what another tracker wrote."""
-    if config.param_files is None:
-        raise InputError("dataset.param_files: a pattern of params.npz under dataset.dataroot is needed, e.g. 'params/*/params.npz', or the name of "
-                         "what another tracker wrote there ('.': dataroot itself)")
-    named = Path(config.param_files)
-    is_name = bool(config.param_files) and not set(config.param_files) & set("*?[") and not named.is_absolute()
-    if is_name and (config.dataroot / named).exists():
-        return read_driver(config.dataroot / named, expression_count, config.nan_frames == "skip")
-    return track_of(_matches(config.dataroot, config.param_files, "dataset.param_files"), config.nan_frames == "skip")
-
-
-def _poses_in(track: DriverTrack) -> Float[Tensor, "T 6"]:
-    if track.poses is None:
-        raise InputError(f"{track.names[0]}: these files do not tell where the head is; write dataset.head_pose own, fixed or zero")
-    return track.poses
-
-
-def _pose_of(path: Path | None, key: str, chooser: str) -> Float[Tensor, "6"]:
-    if path is None:
-        raise InputError(f"{key}: needed for {chooser} fixed; name a params.npz")
-    return read_params_file(path).pose
-
-
-def _matches(root: Path, pattern: str, key: str) -> list[Path]:
-    files = _glob(root, pattern, key)
-    if not files:
-        raise InputError(f"{key}: nothing under '{root}' matches '{pattern}'")
-    return files
-
-
-def _glob(root: Path, pattern: str, key: str) -> list[Path]:
-    if not root.is_dir():
-        raise InputError(f"dataset.dataroot: '{root}' is not a folder")
-    try:
-        return sorted(root.glob(pattern), key=lambda path: by_number(str(path.relative_to(root))))
-    except (ValueError, NotImplementedError) as error:
-        raise InputError(f"{key}: '{pattern}' is not a pattern relative to dataset.dataroot ({error}); e.g. 'params/*/params.npz'") from error

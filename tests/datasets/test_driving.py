@@ -249,6 +249,19 @@ def test_a_choice_that_needs_a_file_says_which_key(root, changes, key):
     assert refusal(root, **changes).startswith(f"{key}: needed")
 
 
+@pytest.mark.parametrize("changes", [
+    {"dataroot": Path("nowhere")}, {"param_files": None}, {"param_files": "nothing/*"}, {"param_files": "/absolute/*"},
+    {"head_pose": "fixed"}, {"pose_code": "fixed"}, {"camera": "given", "camera_path": None}, {"clamp_to_training": True},
+    {"neutralize": "median"}, {"neutralize": "file"},
+])
+def test_keys_are_named_in_their_own_section(root, changes):
+    """The same complaint, whatever the section is called that the keys stand in."""
+    said = refusal(root, **changes)
+    with pytest.raises(InputError) as error:
+        DrivingSequence(sequence(root).config.model_copy(update=changes), OWN, section="elsewhere")
+    assert "dataset." in said and str(error.value) == said.replace("dataset.", "elsewhere.")
+
+
 def camera_path(root: Path, count: int) -> tuple[Path, torch.Tensor]:
     angles = torch.linspace(-0.6, 0.8, count, dtype=torch.float64)
     centers = torch.stack([angles.sin(), 0.2 * angles, angles.cos()], dim=1)

@@ -113,5 +113,5 @@ def _head(frame: TrackedFrame) -> Float[Tensor, "6"] | None:
 def _pose_note(sequence: TrackedSequence) -> tuple[str, ...]:
     if sequence.pivot == "origin":
         return ()
-    return ("with dataset.head_pose driver the head turns about the origin of its model, not about FLAME's root and neck joints, whose place these "
+    return ("with head_pose driver the head turns about the origin of its model, not about FLAME's root and neck joints, whose place these "
             "files do not tell: it may be some centimetres off (own keeps it where it was in the avatar's training)",)
