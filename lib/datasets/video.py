@@ -58,6 +58,7 @@ class VideoWriter:
     def __enter__(self) -> "VideoWriter":
         make_folder(self.path.parent)
         self._partial = self.path.with_name(self.path.name + ".partial")
+        remove(self._partial)  # in a folder from somebody else it may be a link that leads anywhere
         self._container = av.open(str(self._partial), "w", format="mp4")
         self._stream = self._container.add_stream("libx264", rate=self.rate, options=self.options)
         context = self._stream.codec_context

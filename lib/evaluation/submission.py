@@ -111,6 +111,7 @@ def pack(config: SubmissionConfig) -> Packed:
     present = [name for name in config.names() if (config.folder / name).is_file()]
     make_folder(path.parent)
     try:
+        partial.unlink(missing_ok=True)  # in a folder from somebody else it may be a link that leads anywhere
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:  # videos do not become smaller
             for name in present:
                 archive.write(config.folder / name, name)

@@ -1,6 +1,7 @@
 """Gaussians as PLY files, in the layout that viewers of 3D Gaussian splatting read: binary, little endian, float32, one vertex each."""
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,16 +55,22 @@ class Splats(TensorBundle):
 
 
 def write_ply(path: Path, splats: Splats, comments: Sequence[str] = ()) -> None:
-    """Writes Gaussians, replacing the file at once; read back they are the same to the bit.
+    """Writes Gaussians, replacing the file at once; read back they are the same to the bit. Comments become ASCII, as headers must be.
 
     Raises InputError for values that are NaN or infinite and where the file cannot be written.
     """
     columns = torch.cat([splats.means, torch.zeros_like(splats.means), splats.f_dc, splats.opacity_logits[:, None], splats.log_scales,
                          splats.quats_wxyz], dim=1)
     _check(path, splats)
-    lines = ["ply", "format binary_little_endian 1.0", *(f"comment {' '.join(comment.split())}" for comment in comments),
+    lines = ["ply", "format binary_little_endian 1.0", *(f"comment {_ascii(' '.join(comment.split()))}" for comment in comments),
              f"element vertex {len(columns)}", *(f"property float {name}" for name in PROPERTIES), "end_header\n"]
-    write_whole(path, "\n".join(lines).encode() + columns.detach().cpu().numpy().astype("<f4").tobytes())
+    write_whole(path, "\n".join(lines).encode("ascii") + columns.detach().cpu().numpy().astype("<f4").tobytes())
+
+
+def _ascii(text: str) -> str:
+    """Letters without their accents; what remains as the escape that Python writes."""
+    plain = unicodedata.normalize("NFKD", text.replace("©", "(c)"))
+    return "".join(letter for letter in plain if not unicodedata.combining(letter)).encode("ascii", "backslashreplace").decode()
 
 
 def read_ply(path: Path) -> Splats:

@@ -37,16 +37,18 @@ class Command:
 
 @dataclass(frozen=True)
 class Task:
-    """What an attempt does. `lock` is held meanwhile, `log` gets the output."""
+    """What an attempt does. `lock` is held meanwhile, `log` gets the output; `folders`, besides that of `lock`, are where its commands write."""
 
     name: str
     commands: tuple[Command, ...]
     lock: Path
     log: Path
+    folders: tuple[Path, ...] = ()
 
     def held(self) -> str:
         """Who writes the run, by this task or by hand, as a message; empty where nobody does. Raises InputError where nobody could."""
-        for path in sorted({self.lock, *self.lock.parent.glob("*.lock")}):
+        folders = {self.lock.parent, *self.folders}
+        for path in sorted({self.lock, *(path for folder in folders for path in folder.glob("*.lock"))}):
             try:
                 with RunLock(path):
                     pass

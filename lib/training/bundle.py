@@ -35,7 +35,7 @@ WRITTEN_AT = (1980, 1, 1, 0, 0, 0)  # the same avatar gives the same file
 
 @dataclass(frozen=True)
 class Leaflet:
-    """What people want to know of an avatar: who may use it for what, what it looks like, what it scored (text of a metrics.json)."""
+    """What people want to know of an avatar: who may use it for what, what it looks like, what it scored (of `portable_metrics`)."""
 
     license: str
     thumbnail: UInt8[Tensor, "3 H W"]
@@ -46,7 +46,7 @@ def write_bundle(path: Path, checkpoint: Checkpoint, sections: tuple[str, ...], 
     """Writes all modules of a checkpoint and the named sections of its configuration (others hold paths of the machine it was trained on);
     neither optimizers nor random state. Replaces the file at once.
 
-    Raises InputError for metrics that are none and where it cannot be written.
+    Raises InputError where it cannot be written.
     """
     entries = {LICENSE: leaflet.license.encode(), THUMBNAIL: encode(leaflet.thumbnail, ".png")}
     if leaflet.metrics is not None:
@@ -68,6 +68,20 @@ def write_bundle(path: Path, checkpoint: Checkpoint, sections: tuple[str, ...], 
         archive.comment = b"0" * DIGITS  # the comment of an archive is its end
     whole = file.getvalue()[:-DIGITS]
     write_whole(path, whole + hashlib.sha256(whole).hexdigest().encode())
+
+
+def portable_metrics(text: str, path: Path) -> str:
+    """A metrics.json without what it tells of the machine it was measured on: paths of the avatar and of the whole configuration.
+
+    Raises InputError for a `text` that is none; `path` is where it is from.
+    """
+    try:
+        content = json.loads(text)
+        origin = content.get("origin") or {}
+        kept = {key: value for key, value in origin.items() if key not in ("avatar", "config")}
+        return json.dumps(content | {"origin": kept}, indent=1) if origin else text
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise InputError(f"metrics_file: {path}: not a metrics.json ({error}); name the one that evaluate.py wrote for this avatar") from error
 
 
 def is_bundle(path: Path) -> bool:
@@ -154,10 +168,6 @@ def _tensor(content: bytes, what: str) -> Tensor:
 
 
 def _protocol(metrics: str | None) -> Any:
-    """The id of the evaluation's protocol in a metrics.json; None where it has none. Raises InputError for what is no metrics.json."""
-    try:
-        content = {} if metrics is None else json.loads(metrics)
-        protocol = content.get("protocol")
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"metrics_file: not a metrics.json ({error}); name the one that evaluate.py wrote for this avatar") from error
+    """The id of the evaluation's protocol in a metrics.json; None where it has none."""
+    protocol = {} if metrics is None else json.loads(metrics).get("protocol")
     return protocol.get("id") if isinstance(protocol, dict) else protocol

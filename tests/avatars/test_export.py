@@ -22,7 +22,7 @@ from lib.avatars.gaussian_head_avatar.mesh_stage import MeshHeadTrainConfig
 from lib.avatars.gaussian_head_avatar.published import read_gaussian_head, read_mesh_head
 from lib.avatars.gaussian_head_avatar.renderer import AvatarRenderer
 from lib.datasets.driving import DrivingConfig, DrivingFrame, DrivingSequence, front_camera
-from lib.datasets.head_capture import HeadCapture, Picture
+from lib.datasets.head_capture import CaptureRecord, HeadCapture, Picture
 from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.head_pose import HeadPose
@@ -32,6 +32,7 @@ from lib.render.gaussian.interface import rasterize
 from lib.training.checkpoint import Checkpoint, read_checkpoint
 from tests.gaussians.test_ply import parse, table
 from tests.geometry.test_mesh_files import parse_glb
+from tests.published_tracking import Performance, write_vhap_export
 from tests.tiny import DRIVER_FRAMES, EXPRESSIONS, SIZE, Tiny, gaussian_dict, mesh_dict, reenactment_dict, run_script
 
 CREDIT = "Somebody, CC BY 4.0"
@@ -142,6 +143,18 @@ def test_a_frame_is_where_the_driver_puts_it(made, runs, tmp_path):
     assert str(made.driver).encode() not in (folder / "frame_00003.ply").read_bytes()
 
 
+def test_the_folders_of_a_driver_are_not_told(made, runs, tmp_path, monkeypatch):
+    """Not even where the source of a frame names two files. The avatar says it was trained with FLAME."""
+    face = dataclasses.replace(ours(runs).data.trained_face(), model=("FLAME", "2023"))
+    monkeypatch.setattr(CaptureRecord, "trained_face", lambda self: face)
+    write_vhap_export(tmp_path / "private" / "me", Performance(expressions=EXPRESSIONS))
+    driver = {"dataroot": str(tmp_path / "private"), "param_files": "me", "resolution": SIZE}
+    folder, report = exported(made, runs, tmp_path, format="ply", frame=1, dataset=driver)
+    assert "me/transforms.json" in report["sources"][0] and "me/flame_param/" in report["sources"][0]
+    for path in (folder / "frame_00001.ply", folder / "ply.json"):
+        assert str(tmp_path).encode() not in path.read_bytes()
+
+
 def test_a_sequence_has_a_file_per_frame_and_one_map_of_colours(made, runs, tmp_path):
     old = tmp_path / "tiny" / "export" / "sequence"
     old.mkdir(parents=True)
@@ -172,7 +185,8 @@ def test_a_sequence_has_a_file_per_frame_and_one_map_of_colours(made, runs, tmp_
 def bundle(made, runs, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("bundle")
     (target / "LICENSE").write_text("Nobody may laugh at it.")
-    (target / "metrics.json").write_text(json.dumps({"protocol": "p-2", "psnr": 30.0}))
+    origin = {"avatar": str(runs / "avatar"), "step": 12, "config": {"dataset": {"dataroot": str(made.subject)}}}
+    (target / "metrics.json").write_text(json.dumps({"protocol": "p-2", "psnr": 30.0, "origin": origin}))
     folder, report = exported(made, runs, target, format="bundle", license_files=[str(target / "LICENSE")],
                               metrics_file=str(target / "metrics.json"))
     assert report["files"] == ["tiny.avatar"]
@@ -212,7 +226,15 @@ def test_a_bundle_says_whose_it_is_and_tells_nothing_of_the_machine(made, runs, 
         assert json.loads(archive.read("avatar.json"))["protocols"]["evaluation"] == "p-2"
         thumbnail = cv2.imdecode(np.frombuffer(archive.read("thumbnail.png"), np.uint8), cv2.IMREAD_COLOR)
         assert thumbnail.shape == (SIZE, SIZE, 3) and thumbnail.std() > 10
+        assert json.loads(archive.read("metrics.json")) == {"protocol": "p-2", "psnr": 30.0, "origin": {"step": 12}}
     assert str(made.subject.parent).encode() not in bundle.read_bytes() and str(runs).encode() not in bundle.read_bytes()
+
+
+def test_a_bundle_does_not_tell_where_the_tetrahedra_were(made, runs, tmp_path):
+    shutil.copytree(runs / "checkpoints", tmp_path / "checkpoints")
+    _change(tmp_path, "meshheadmodule", "grid_file", "/home/somebody/grid.npz")
+    folder, _ = exported(made, tmp_path, tmp_path, format="bundle")
+    assert b"/home/somebody" not in (folder / "tiny.avatar").read_bytes()
 
 
 def test_a_bundle_without_a_licence_says_so(made, runs, tmp_path, capsys):
@@ -322,6 +344,13 @@ def test_the_yaml_beside_published_files_is_laid_over_another(made, plain, tmp_p
     assert (tmp_path / "checkpoints" / "next" / "gaussianhead_latest").exists()
 
 
+def test_a_part_that_is_not_exported_any_more_is_gone(made, plain, tmp_path):
+    folder, _ = exported(made, plain, tmp_path, format="published")
+    _, report = exported(made, plain, tmp_path, format="published", load_meshhead_checkpoint=None)
+    assert sorted(f"published/{path.name}" for path in (folder / "published").iterdir()) == sorted(report["files"])
+    assert not any("meshhead" in name for name in report["files"])
+
+
 def test_published_files_have_the_published_names_and_shapes(made, plain, tmp_path):
     runs = plain
     folder, _ = exported(made, runs, tmp_path, format="published")
@@ -368,6 +397,29 @@ def test_what_cannot_be_exported_is_refused(made, runs, tmp_path, changes, part)
         run_script("export", values_of(made, runs, tmp_path, **changes), tmp_path)
     assert part in str(error.value), str(error.value)
     assert not list(tmp_path.rglob("*.ply")) and not list(tmp_path.rglob("*.avatar")) and not list(tmp_path.rglob("*.glb"))
+
+
+@pytest.mark.parametrize("changes", [
+    {"format": "ply", "frame": DRIVER_FRAMES}, {"format": "bundle", "metrics_file": "nowhere.json"}, {"format": "bundle", "metrics_file": __file__},
+    {"format": "gltf", "load_meshhead_checkpoint": None}, {"format": "published", "load_gaussianhead_checkpoint": "nowhere"},
+    {"format": "published"},  # a head that the published system would draw otherwise
+])
+def test_a_refusal_leaves_the_export_before_it(made, runs, tmp_path, changes):
+    report = tmp_path / "tiny" / "export" / f"{changes['format']}.json"
+    report.parent.mkdir(parents=True)
+    report.write_text("of an export before")
+    with pytest.raises(InputError):
+        run_script("export", values_of(made, runs, tmp_path, **changes), tmp_path)
+    assert report.read_text() == "of an export before"
+
+
+@pytest.mark.parametrize("script", ["export", "reenactment", "viewer"])
+def test_a_device_that_is_not_here_is_named_by_its_key(made, runs, tmp_path, script):
+    values = values_of(made, runs, tmp_path, device="cuda:77", **({"format": "ply"} if script == "export" else {}))
+    for key in () if script == "export" else ("attribution",):
+        values.pop(key)
+    with pytest.raises(InputError, match=r"^device: 'cuda:77' is not available here"):
+        run_script(script, values, tmp_path)
 
 
 def test_the_script_says_what_it_wrote(made, runs, tmp_path, capsys):

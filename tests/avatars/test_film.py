@@ -69,6 +69,14 @@ def test_pictures_are_written_in_order(driver, tmp_path, ahead):
     assert pace.began <= pace.first <= pace.ended
 
 
+@pytest.mark.parametrize("frames", [1, 4, 5])
+def test_a_short_driver_is_whole_on_the_sheet(tmp_path, frames):
+    driver = make_driver(tmp_path / "driver", frames, 4, SIZE)
+    film(Grey(driver), driver, CONFIG, tmp_path)
+    sheet = cv2.imread(str(tmp_path / "contact_sheet.png"))[::SIZE, ::SIZE, 0].flatten()
+    assert sheet.tolist() == [10 * index for index in range(frames)] + [255] * (-frames % min(3, frames))
+
+
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_what_did_not_fit_is_drawn_again(driver, tmp_path, monkeypatch, ahead):
     """Also the one that was already being drawn with too little room when that was noticed."""

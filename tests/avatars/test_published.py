@@ -1,5 +1,6 @@
 """Checkpoints of the published system: written here by an independent map, read by ours, and then the same avatar."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHeadConfig
 from lib.avatars.gaussian_head_avatar.handover import mesh_head_from
 from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
 from lib.avatars.gaussian_head_avatar.published import read_gaussian_head, read_mesh_head
+from lib.avatars.gaussian_head_avatar.reenactment import load_avatar
+from lib.avatars.gaussian_head_avatar.viewer.config import ViewerConfig
 from lib.errors import InputError
 from lib.networks.upsampler import UpsamplerConfig
 from lib.training.checkpoint import Checkpoint, read_checkpoint
@@ -97,6 +100,23 @@ def test_an_imported_mesh_head_is_the_same_head(published, runs):
     expected, found = mesh_head_from(trained), mesh_head_from(imported)
     a, b = expected.neutral_surface(), found.neutral_surface()
     assert torch.equal(a.vertices, b.vertices) and torch.equal(a.features, b.features) and torch.equal(a.faces, b.faces)
+
+
+def test_an_avatar_beside_another_has_its_own_super_resolution(published, runs, made, tmp_path):
+    """Published files of one name lie in a folder each."""
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(published / HEAD, other / HEAD)
+    config = ViewerConfig.model_validate(reenactment_dict(made, runs) | {
+        "gaussianheadmodule": head_config(runs).model_dump(exclude_unset=True), "beside": [str(other / HEAD)],
+        "load_gaussianhead_checkpoint": str(published / HEAD), "load_supres_checkpoint": str(published / SUPRES)})
+    with pytest.raises(InputError, match=r"other.*\(beside\) is a published checkpoint without its super-resolution network.*must lie beside"):
+        load_avatar(config.of_another(other / HEAD), other / HEAD, "beside")
+    state = torch.load(published / SUPRES)
+    torch.save({name: value + 1.0 for name, value in state.items()}, other / SUPRES)
+    first = load_avatar(config, published / HEAD).avatar.upsampler.state_dict()
+    second = load_avatar(config.of_another(other / HEAD), other / HEAD, "beside").avatar.upsampler.state_dict()
+    assert all(torch.equal(value + 1.0, second[name]) for name, value in first.items())
 
 
 def test_layers_may_be_counted_from_one(published, runs):

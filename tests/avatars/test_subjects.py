@@ -1,5 +1,6 @@
 """Many subjects by one command: what is planned for each, and two of them through everything while a worker is killed."""
 
+import contextlib
 import os
 import re
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,6 +27,7 @@ from lib.config.reader import Arguments
 from lib.errors import InputError
 from lib.evaluation.scores import read_result
 from lib.files import RunLock
+from lib.jobs.executors import ROOT
 from lib.jobs.worker import Command
 from lib.training.checkpoint import read_checkpoint
 from tests.tiny import HELD_OUT_CAMERA, Tiny, copy_subject, gaussian_dict, mesh_dict, reenactment_dict
@@ -46,8 +49,23 @@ def files(made, tmp_path) -> dict[str, Any]:
 
 def given(command: Command, schema: type[Config]) -> Any:
     """The configuration that a stage reads from its command line."""
-    assert command.arguments[0] == sys.executable and command.arguments[2] == "--config"
-    return read_config(Arguments(Path(command.arguments[3]), command.arguments[4:]), schema)
+    python, _, *words = command.arguments
+    configs = [Path(path) for option, path in zip(words[::2], words[1::2], strict=False) if option == "--config"]
+    assert python == sys.executable and configs
+    return read_config(Arguments(configs[0], tuple(words[2 * len(configs):]), tuple(configs[1:])), schema)
+
+
+@contextlib.contextmanager
+def another_process_holding(lock: Path) -> Iterator[int]:
+    """Its number; a lock does not keep out its own process."""
+    code = ("import sys; from pathlib import Path; from lib.files import RunLock\n"
+            "with RunLock(Path(sys.argv[1])):\n print('held', flush=True); sys.stdin.read()")
+    other = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    try:
+        yield other.pid
+    finally:
+        other.communicate("")
 
 
 # --- what is planned --------------------------------------------------------------------------------------------------
@@ -72,8 +90,28 @@ def test_every_stage_of_a_subject_has_its_data_its_name_and_the_result_of_the_on
         assert subject.task.lock == run / "subject.lock" and subject.results == tmp_path / "results" / name
 
 
+def test_the_list_of_the_documentation_can_be_planned_and_starts_from_nobody_else(tmp_path, monkeypatch):
+    """The files that it names were written for one subject, and name that one's checkpoints."""
+    text = (ROOT / "docs" / "subjects.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "data" / "group_b" / "carol").mkdir(parents=True)
+    for name in ("meshhead_NeRSemble031/meshhead", "gaussianhead_NeRSemble031/gaussianhead", "gaussianhead_NeRSemble031/supres"):
+        (tmp_path / "checkpoints" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "checkpoints" / f"{name}_latest").touch()
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    monkeypatch.chdir(tmp_path)
+    subjects = plan(SubjectsConfig.model_validate(yaml.safe_load(text)))
+    assert [subject.task.name for subject in subjects] == ["alice", "carol", "bob_short"]
+    for subject in subjects:
+        mesh, head, measured, driven = (given(command, schema) for command, schema in zip(
+            subject.task.commands, (MeshHeadTrainConfig, GaussianHeadTrainConfig, GaussianHeadTrainConfig, ReenactmentConfig), strict=True))
+        named = [getattr(one, f"load_{part}_checkpoint") for one in (mesh, head) for part in ("meshhead", "gaussianhead", "supres", "delta_poses")]
+        assert [path for path in named if path is not None] == [Path("checkpoints") / subject.task.name / "meshhead_latest"]
+        assert measured.measurable and driven.dataset.pose_code_mode == "own"
+        assert driven.load_gaussianhead_checkpoint == Path("checkpoints") / subject.task.name / "gaussianhead_latest"
+
+
 def test_a_pattern_is_every_folder_that_fits_and_a_stage_left_out_is_not_run(files, tmp_path):
-    for name in ("b", "a"):
+    for name in ("b", "a", ".ipynb_checkpoints"):
         (tmp_path / "data" / name).mkdir(parents=True)
     (tmp_path / "data" / "c.txt").write_text("")
     files |= {"subjects": [str(tmp_path / "data" / "*")], "evaluate": False, "reenactment": None}
@@ -93,17 +131,28 @@ def test_a_list_that_is_wrong_is_refused_before_anything_is_started(files, subje
         plan(SubjectsConfig.model_validate(files | {"subjects": subjects}))
 
 
+def test_what_cannot_be_measured_is_refused_before_anything_is_started(files, tmp_path):
+    files |= {"subjects": ["bob"]}
+    files["gaussianhead"]["overrides"] = ["dataset.held_out_cameras=[]", "dataset.held_out_sequences=[]"]
+    with pytest.raises(InputError, match=r"subject bob: evaluate: .*holds nothing out.*evaluate: false"):
+        plan(SubjectsConfig.model_validate(files))
+    assert len(plan(SubjectsConfig.model_validate(files | {"evaluate": False}))) == 1
+
+
+def test_a_subject_waits_for_who_writes_its_results(files, tmp_path):
+    """Such as an evaluation that somebody started by hand."""
+    (subject,) = plan(SubjectsConfig.model_validate(files | {"subjects": ["bob"]}))
+    assert subject.task.held() == ""
+    for folder in ("checkpoints/bob", "results/bob"):
+        with another_process_holding(tmp_path / folder / "some.lock") as number:
+            assert f"process {number} " in subject.task.held()
+
+
 def test_a_second_coordinator_is_refused_by_the_first(files, tmp_path):
     files["subjects"] = ["bob"]
-    # Another process: a lock does not keep out its own.
-    code = ("import sys; from pathlib import Path; from lib.files import RunLock\n"
-            "with RunLock(Path(sys.argv[1])):\n print('held', flush=True); sys.stdin.read()")
-    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "log" / ".jobs" / "coordinator.lock")], stdin=subprocess.PIPE,
-                             stdout=subprocess.PIPE, text=True)
-    assert other.stdout is not None and other.stdout.readline() == "held\n"
-    with pytest.raises(InputError, match=rf"process {other.pid} on .* is writing this run .*logdir"):
+    with (another_process_holding(tmp_path / "log" / ".jobs" / "coordinator.lock") as number,
+          pytest.raises(InputError, match=rf"process {number} on .* is writing this run .*logdir")):
         start(files, tmp_path)
-    other.communicate("")
 
 
 # --- and done ---------------------------------------------------------------------------------------------------------

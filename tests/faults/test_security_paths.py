@@ -6,18 +6,20 @@ import http.server
 import json
 import shutil
 import threading
+import zipfile
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import torch
 
 from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig
 from lib.datasets.tracked.files import FolderFiles, ReadOptions
 from lib.datasets.tracked.sources import read_tracking
-from lib.datasets.video import open_video
+from lib.datasets.video import VideoWriter, open_video
 from lib.errors import InputError
-from lib.evaluation.submission import SubmissionConfig
+from lib.evaluation.submission import SubmissionConfig, pack
 from lib.files import RunLock, name_fault, write_whole
 from lib.losses.perceptual import NETWORKS
 from lib.training.recorder import RecorderConfig
@@ -137,6 +139,21 @@ def test_nothing_is_written_through_a_link(tmp_path):
     with pytest.raises(InputError, match="cannot be written"), RunLock(folder / ".meshhead.lock"):
         pass
     assert victim.read_text() == "mine"
+
+
+def test_videos_and_archives_are_not_written_through_a_link(tmp_path):
+    victim, folder = tmp_path / "victim", tmp_path / "folder"
+    victim.write_text("mine")
+    (folder / "sent" / "388" / "A").mkdir(parents=True)
+    paths = [folder / "a.mp4", folder / "sent.zip"]
+    for path in paths:
+        path.with_name(path.name + ".partial").symlink_to(victim)
+    with VideoWriter(paths[0], 25, 20, "ultrafast") as video:
+        video.add(torch.zeros(48, 32, dtype=torch.uint8))
+    (folder / "sent" / "388" / "A" / "cam_1.mp4").write_bytes(paths[0].read_bytes())
+    pack(SubmissionConfig(folder=folder / "sent", participant="388", expected=["388/A"], cameras=["1"], dataroot="d", calibration="c"))
+    assert victim.read_text() == "mine" and not any(path.is_symlink() for path in paths)
+    assert zipfile.ZipFile(paths[1]).namelist() == ["388/A/cam_1.mp4"]
 
 
 # --- videos -----------------------------------------------------------------------------------------------------------

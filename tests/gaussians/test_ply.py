@@ -66,6 +66,12 @@ def test_another_parser_finds_what_viewers_expect(tmp_path):
     np.testing.assert_allclose(np.linalg.norm(quats, axis=1), 1.0, atol=1e-6)
 
 
+def test_comments_become_ascii_as_headers_must_be(tmp_path):
+    write_ply(tmp_path / "a.ply", Splats.of(a_cloud()), ["© 2026 Jörg Müller, CC BY 4.0", "fits ☺"])
+    comments, _ = parse((tmp_path / "a.ply").read_bytes())  # decodes as ASCII, as other readers do
+    assert comments == ["(c) 2026 Jorg Muller, CC BY 4.0", "fits \\u263a"]
+
+
 def test_what_is_read_is_what_was_written_to_the_bit(tmp_path):
     splats = Splats.of(a_cloud())
     write_ply(tmp_path / "a.ply", splats)

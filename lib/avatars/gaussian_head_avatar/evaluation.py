@@ -83,7 +83,7 @@ def evaluate(config: GaussianHeadTrainConfig) -> str:
     checkpoint, capture = _opened(config)
     splits = {name: in_order(capture, pictures) for name, pictures in (
         ("novel_view", capture.novel_view()), ("novel_sequence", capture.novel_sequence())) if pictures}
-    if not splits and config.evaluation.cross is None and config.evaluation.submission is None:
+    if not config.measurable:
         raise InputError("dataset.held_out_cameras, dataset.held_out_sequences: nothing is held out, so there is nothing to measure; "
                          "hold something out, or name a driver without a truth in evaluation.cross")
     avatar, size = avatar_from(checkpoint).to(device).eval(), config.dataset.resolution

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from lib.avatars.gaussian_head_avatar.config import check_same
 from lib.avatars.gaussian_head_avatar.handover import mesh_head_from
 from lib.avatars.gaussian_head_avatar.mesh_export import write_meshes
 from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
-from lib.avatars.gaussian_head_avatar.publish import write_published
+from lib.avatars.gaussian_head_avatar.publish import check_publishable, write_published
 from lib.avatars.gaussian_head_avatar.published import read_mesh_head
 from lib.avatars.gaussian_head_avatar.reenactment import ReenactmentConfig, read_avatar
 from lib.avatars.gaussian_head_avatar.splat_export import write_splats
@@ -28,7 +29,7 @@ from lib.errors import InputError
 from lib.files import RunLock, make_folder, write_whole
 from lib.geometry.head_pose import HeadPose
 from lib.render.gaussian.projection import LOW_PASS
-from lib.training.bundle import Leaflet, write_bundle
+from lib.training.bundle import Leaflet, portable_metrics, write_bundle
 from lib.training.checkpoint import Checkpoint
 from lib.training.recorder import shrink
 from lib.training.runtime import choose_device
@@ -55,6 +56,9 @@ class ExportConfig(ReenactmentConfig):
     license_files: tuple[Path, ...] = Field((), description="bundle: text files that say who may use it for what")
     metrics_file: Path | None = Field(None, description="bundle: the metrics.json of this avatar's evaluation, to go with it")
     meshheadmodule: MeshHeadConfig | None = Field(None, description="optional: must equal the configuration the stage-1 checkpoint holds")
+
+
+Write = Callable[[], dict[str, Any]]  # writes the files of a format; what is to be said of them
 
 
 @dataclass(frozen=True)
@@ -88,42 +92,50 @@ def export(config: ExportConfig) -> Path:
     """
     folder = make_folder(config.recorder.result_folder / "export")
     report_path = folder / f"{config.format}.json"
-    exporters = {"ply": _export_splats, "bundle": _export_bundle, "obj": _export_meshes, "gltf": _export_meshes, "published": _export_published}
+    exporters = {"ply": _splats, "bundle": _bundle, "obj": _meshes, "gltf": _meshes, "published": _published}
     with RunLock(folder / f"{config.format}.lock"):
+        write = exporters[config.format](config, folder)  # what can be refused is, with an earlier export as it was
         report_path.unlink(missing_ok=True)
-        report = {"format": config.format} | exporters[config.format](config, folder)
-        write_whole(report_path, json.dumps(report, indent=1))
+        write_whole(report_path, json.dumps({"format": config.format} | write(), indent=1))
     return report_path
 
 
-def _export_splats(config: ExportConfig, folder: Path) -> dict[str, Any]:
+def _splats(config: ExportConfig, folder: Path) -> Write:
     check_resolution(config.dataset.resolution)
     checkpoint = read_avatar(config)
     avatar = avatar_from(checkpoint).to(choose_device(config.device, config.gpu_id, "device")).eval()
     poses = _poses(config, checkpoint, avatar.head.own_pose.cpu(), avatar.head.config.exp_coeffs_dim)
-    paths = poses.paths(folder, ".ply")
     colors = "colours: one per Gaussian, fitted to super-resolved pictures on white"
     comments = [[*_credit(config), *notes, colors] for notes in poses.notes(config.recorder.name)]
-    score = write_splats(avatar, poses.frames, paths, comments, config.dataset.resolution, config.low_pass, folder / "ply.png")
-    print(f"export: {len(paths)} x {len(avatar.head.xyz):,} Gaussians; drawn again from the files, {score}")
-    said = {"gaussians": len(avatar.head.xyz), "axes": poses.axes, "sources": poses.sources}
-    return _listed(paths, folder) | said | {"psnr": dataclasses.asdict(score)}
+
+    def write() -> dict[str, Any]:
+        paths = poses.paths(folder, ".ply")
+        score = write_splats(avatar, poses.frames, paths, comments, config.dataset.resolution, config.low_pass, folder / "ply.png")
+        print(f"export: {len(paths)} x {len(avatar.head.xyz):,} Gaussians; drawn again from the files, {score}")
+        said = {"gaussians": len(avatar.head.xyz), "axes": poses.axes, "sources": poses.sources}
+        return _listed(paths, folder) | said | {"psnr": dataclasses.asdict(score)}
+
+    return write
 
 
-def _export_meshes(config: ExportConfig, folder: Path) -> dict[str, Any]:
+def _meshes(config: ExportConfig, folder: Path) -> Write:
     checkpoint = _mesh_checkpoint(config)
     if checkpoint is None:
         raise InputError(f"load_meshhead_checkpoint: format {config.format} exports the mesh of stage 1; name its checkpoint, e.g. "
                          "checkpoints/<name>/meshhead_latest")
     head = mesh_head_from(checkpoint).to(choose_device(config.device, config.gpu_id, "device")).eval()
     poses = _poses(config, checkpoint, torch.zeros(6), head.config.expression_count)
-    paths = poses.paths(folder, {"obj": ".obj", "gltf": ".glb"}[config.format])
-    vertices, faces = write_meshes(head, poses.frames, paths, poses.notes(config.recorder.name), config.attribution)
-    print(f"export: {len(paths)} x {vertices:,} vertices, {faces:,} faces")
-    return _listed(paths, folder) | {"vertices": vertices, "faces": faces, "axes": poses.axes, "sources": poses.sources}
+
+    def write() -> dict[str, Any]:
+        paths = poses.paths(folder, {"obj": ".obj", "gltf": ".glb"}[config.format])
+        vertices, faces = write_meshes(head, poses.frames, paths, poses.notes(config.recorder.name), config.attribution)
+        print(f"export: {len(paths)} x {vertices:,} vertices, {faces:,} faces")
+        return _listed(paths, folder) | {"vertices": vertices, "faces": faces, "axes": poses.axes, "sources": poses.sources}
+
+    return write
 
 
-def _export_bundle(config: ExportConfig, folder: Path) -> dict[str, Any]:
+def _bundle(config: ExportConfig, folder: Path) -> Write:
     check_resolution(config.dataset.resolution)
     checkpoint = read_avatar(config)
     device = choose_device(config.device, config.gpu_id, "device")
@@ -134,19 +146,32 @@ def _export_bundle(config: ExportConfig, folder: Path) -> dict[str, Any]:
     if not bool(torch.isfinite(picture).all()):
         raise InputError(f"{checkpoint.path}: the avatar renders NaN; is the checkpoint damaged?")
     license_text = "\n\n".join([*_credit(config), *(_text(path, "license_files") for path in config.license_files)]).strip() or NO_LICENSE
-    metrics = None if config.metrics_file is None else _text(config.metrics_file, "metrics_file")
+    metrics = None if config.metrics_file is None else portable_metrics(_text(config.metrics_file, "metrics_file"), config.metrics_file)
+    leaflet = Leaflet(license_text, to_uint8(shrink(picture, THUMBNAIL_SIZE)[0]), metrics)
     path = folder / f"{config.recorder.name}.avatar"
-    write_bundle(path, checkpoint, BUNDLED, Leaflet(license_text, to_uint8(shrink(picture, THUMBNAIL_SIZE)[0]), metrics))
-    if license_text == NO_LICENSE:
-        print("export: the bundle says that no licence was given; name license_files or write an attribution")
-    return _listed([path], folder)
+
+    def write() -> dict[str, Any]:
+        write_bundle(path, _portable(checkpoint), BUNDLED, leaflet)
+        if license_text == NO_LICENSE:
+            print("export: the bundle says that no licence was given; name license_files or write an attribution")
+        return _listed([path], folder)
+
+    return write
 
 
-def _export_published(config: ExportConfig, folder: Path) -> dict[str, Any]:
-    mesh = _mesh_checkpoint(config)
+def _portable(checkpoint: Checkpoint) -> Checkpoint:
+    """Without where the training found its tetrahedra, which the weights hold."""
+    sections = {name: {key: None if key == "grid_file" else value for key, value in section.items()} if isinstance(section, dict) else section
+                for name, section in checkpoint.config.items()}
+    return dataclasses.replace(checkpoint, config=sections)
+
+
+def _published(config: ExportConfig, folder: Path) -> Write:
+    mesh, head = _mesh_checkpoint(config), read_avatar(config)
     if mesh is None:
         print("export: no load_meshhead_checkpoint, so no published mesh head is written")
-    return _listed(write_published(folder / "published", read_avatar(config), mesh), folder)
+    check_publishable(head)
+    return lambda: _listed(write_published(folder / "published", head, mesh), folder)
 
 
 def _mesh_checkpoint(config: ExportConfig) -> Checkpoint | None:
@@ -167,8 +192,8 @@ def _poses(config: ExportConfig, checkpoint: Checkpoint, own_pose: Float[Tensor,
     for note in driver.notes:
         print(f"driver: {note}")
     places = f"head pose applied ({driver.head_pose_mode}), pose code {config.dataset.pose_code_mode}"
-    names = [str(name).removeprefix(str(config.dataset.dataroot)).lstrip("/\\") for name in driver.files]  # folders of this machine are private
-    sources = tuple(f"frame {index} of {len(driver)}, {name}; {places}" for index, name in enumerate(names))
+    sources = tuple(f"frame {index} of {len(driver)}, {_below(config.dataset.dataroot, str(name))}; {places}"
+                    for index, name in enumerate(driver.files))
     if config.frame == "all":
         frames = [driver[index] for index in range(len(driver))]
         return Poses(frames, sources, tuple(f"sequence/{index:05d}" for index in range(len(driver))), POSED_AXES)
@@ -176,6 +201,13 @@ def _poses(config: ExportConfig, checkpoint: Checkpoint, own_pose: Float[Tensor,
     if number >= len(driver):
         raise InputError(f"frame: there is no frame {number}: dataset.param_files '{config.dataset.param_files}' has {len(driver)}, counted from 0")
     return Poses([driver[number]], (sources[number],), (f"frame_{number:05d}",), POSED_AXES)
+
+
+def _below(root: Path, text: str) -> str:
+    """Paths in a text, from that folder on: folders of this machine are private."""
+    for folder in sorted({str(root), str(root.absolute()), str(root.resolve())}, key=len, reverse=True):
+        text = text.replace(folder.rstrip("/\\") + os.sep, "")
+    return text
 
 
 def _neutral(config: ExportConfig, checkpoint: Checkpoint, own_pose: Float[Tensor, "6"], expression_count: int) -> DrivingFrame:

@@ -223,7 +223,8 @@ def film(renderer: AvatarRenderer, driver: DrivingSequence, config: VideoConfig,
         for place in places:
             place.free()
     columns, tiles = min(config.sheet_columns, len(sheet)), [sheet[index] for index in sorted(sheet)]
-    rows = [torch.stack(tiles[start:start + columns]) for start in range(0, len(tiles) - columns + 1, columns)]
+    tiles += [torch.ones_like(tiles[0])] * (-len(tiles) % columns)  # the last row may be shorter
+    rows = [torch.stack(tiles[start:start + columns]) for start in range(0, len(tiles), columns)]
     write_image(folder / "contact_sheet.png", image_rows(rows))
     pace.ended = time.perf_counter()
     return pace

@@ -92,6 +92,12 @@ class GaussianHeadTrainConfig(AvatarConfig):
     trainer: GaussianTrainerConfig = GaussianTrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @property
+    def measurable(self) -> bool:
+        """Whether evaluate.py has anything to do."""
+        asked = self.evaluation.cross, self.evaluation.submission
+        return bool(self.dataset.held_out_cameras or self.dataset.held_out_sequences) or asked != (None, None)
+
 
 @dataclass(frozen=True)
 class GaussianLosses(TensorBundle):

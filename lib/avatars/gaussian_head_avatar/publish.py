@@ -12,7 +12,7 @@ from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
 from lib.avatars.gaussian_head_avatar.published import GAUSSIAN_NETWORKS, GAUSSIAN_TENSORS, MESH_NETWORKS, MESH_TENSORS, UPSAMPLER, State
 from lib.config import Config, write_config
 from lib.errors import InputError
-from lib.files import write_whole
+from lib.files import remove, write_whole
 from lib.networks.upsampler import UpsamplerConfig
 from lib.training.checkpoint import Checkpoint
 
@@ -20,6 +20,7 @@ from lib.training.checkpoint import Checkpoint
 MESH_KEYS = {"pos_freq", "model_bbox", "dist_threshold_near", "dist_threshold_far", "deform_scale", "subdivide"}
 GAUSSIAN_KEYS = {"num_add_mouth_points", "exp_coeffs_dim", "pos_freq", "dist_threshold_near", "dist_threshold_far", "deform_scale",
                  "attributes_scale"}
+OPTIONAL = ("delta_poses_latest", "meshhead_latest", "meshhead.yaml")
 SUPRES_KEYS = {"input_dim", "output_dim", "network_capacity"}
 
 
@@ -40,12 +41,8 @@ class GaussianOptions(Config):
     supresmodule: dict[str, Any]
 
 
-def write_published(folder: Path, head: Checkpoint, mesh: Checkpoint | None) -> list[Path]:
-    """Writes {gaussianhead,supres,delta_poses,meshhead}_latest, the third where the head has pose offsets, the last where there is `mesh`,
-    and YAML files with what they do not hold; returns all paths.
-
-    Raises InputError for a head that the published system would draw otherwise.
-    """
+def check_publishable(head: Checkpoint) -> GaussianHeadConfig:
+    """The options of its Gaussian head. Raises InputError for a head that the published system would draw otherwise."""
     config = head.options("gaussianheadmodule", GaussianHeadConfig)
     if config.pose_deform_at != "undeformed":
         raise InputError(f"{head.path}: was trained with gaussianheadmodule.pose_deform_at {config.pose_deform_at}, which the published system "
@@ -53,6 +50,16 @@ def write_published(folder: Path, head: Checkpoint, mesh: Checkpoint | None) -> 
     if head.options("supresmodule", UpsamplerConfig).skip:
         raise InputError(f"{head.path}: was trained with supresmodule.skip, which the published system does not know: it would draw other colours. "
                          "Export it as a bundle")
+    return config
+
+
+def write_published(folder: Path, head: Checkpoint, mesh: Checkpoint | None) -> list[Path]:
+    """Writes {gaussianhead,supres,delta_poses,meshhead}_latest, the third where the head has pose offsets, the last where there is `mesh`,
+    and YAML files with what they do not hold; returns all paths. Those of an earlier export that this one has not are removed.
+
+    Raises InputError for what cannot be written, and as `check_publishable` does.
+    """
+    config = check_publishable(head)
     state = head.module("gaussianhead")
     files: dict[str, State | Tensor] = {
         "gaussianhead": {name: state[name] for name in GAUSSIAN_TENSORS} | _networks(state, GAUSSIAN_NETWORKS),
@@ -64,6 +71,8 @@ def write_published(folder: Path, head: Checkpoint, mesh: Checkpoint | None) -> 
         state = mesh.module("meshhead")
         files["meshhead"] = {name: state[name] for name in MESH_TENSORS} | _networks(state, MESH_NETWORKS)
     paths = {name: folder / f"{name}_latest" for name in files}
+    for name in OPTIONAL:
+        remove(folder / name)
     for name, content in files.items():
         file = io.BytesIO()
         torch.save(content, file)

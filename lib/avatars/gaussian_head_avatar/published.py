@@ -88,7 +88,8 @@ def read_gaussian_head(
     _report(key, path, f"Gaussian head, {len(module['xyz']):,} Gaussians, {len(module['landmarks_3d_neutral'])} landmarks; "
                        "it does not know its own pose: head_pose own is the origin", widths, rest)
     if supres_path is None:
-        raise InputError(f"load_supres_checkpoint: {path} is a published checkpoint without its super-resolution network; name supres_latest here")
+        raise InputError(f"load_supres_checkpoint: {path} ({key}) is a published checkpoint without its super-resolution network; name supres_latest "
+                         "here (of an avatar in `beside` it must lie beside the file)")
     supres, capacity = _read_upsampler(supres_path, upsampler)
     modules = {"gaussianhead": module, "supres": supres}
     if poses_path is not None:

@@ -82,7 +82,7 @@ def reenact(config: ReenactmentConfig) -> Path:
     """
     start = time.perf_counter()
     check_resolution(config.dataset.resolution)
-    device = choose_device(config.device, config.gpu_id)
+    device = choose_device(config.device, config.gpu_id, "device")
     loaded = load_avatar(config, config.avatar_path)
     print(f"reenactment: avatar {config.avatar_path}, step {loaded.step}")
     avatar = loaded.avatar.to(device)

@@ -112,7 +112,8 @@ def _folders(subject: SubjectConfig) -> list[Path]:
     root = subject.dataroot
     if not any(mark in str(root) for mark in "*?"):
         return [root]
-    found = sorted(path for path in Path(root.anchor).glob(str(root.relative_to(root.anchor))) if path.is_dir())
+    fitting = Path(root.anchor).glob(str(root.relative_to(root.anchor)))
+    found = sorted(path for path in fitting if path.is_dir() and not path.name.startswith("."))  # .ipynb_checkpoints and such
     if not found:
         raise InputError(f"subjects: {root}: no folder fits; correct the pattern, or where this is started from")
     return found
@@ -122,25 +123,34 @@ def _subject(config: SubjectsConfig, root: Path, name: str, own: dict[StageName,
     run = _run_overrides(config, name)
     data = f"dataset.dataroot={yaml_value(str(root))}"
 
-    def arguments(stage: StageName, files: StageFiles, *derived: str) -> tuple[Arguments, RecorderConfig]:
-        """What the stage is given, and where it then writes."""
+    def arguments(stage: StageName, files: StageFiles, *derived: str) -> tuple[Arguments, RecorderConfig, bool]:
+        """What the stage is given, where it then writes, and whether that can be measured."""
         written = [text.replace(SUBJECT, str(root)).replace(NAME, name) for text in (*files.overrides, *own.get(stage, ()))]
         given = Arguments(files.config[0], (*run, *derived, *written), files.config[1:])
         try:
-            return given, read_config(given, SCHEMAS[stage]).recorder
+            read = read_config(given, SCHEMAS[stage])
         except InputError as error:
             raise InputError(f"subject {name}, {stage}: {error}") from error
+        return given, read.recorder, isinstance(read, GaussianHeadTrainConfig) and read.measurable
 
-    mesh, mesh_run = arguments("meshhead", config.meshhead, data)
-    head, head_run = arguments("gaussianhead", config.gaussianhead, data,
-                               f"load_meshhead_checkpoint={yaml_value(str(mesh_run.run_folder / 'meshhead_latest'))}")
+    # What the files name there belongs to the subject that they were written for.
+    mesh, mesh_run, _ = arguments("meshhead", config.meshhead, data, "load_meshhead_checkpoint=null")
+    head, head_run, measurable = arguments(
+        "gaussianhead", config.gaussianhead, data, f"load_meshhead_checkpoint={yaml_value(str(mesh_run.run_folder / 'meshhead_latest'))}",
+        *(f"load_{part}_checkpoint=null" for part in ("gaussianhead", "supres", "delta_poses")))
+    if config.evaluate and not measurable:
+        raise InputError(f"subject {name}: evaluate: the YAML of gaussianhead holds nothing out; name cameras or sequences in "
+                         "dataset.held_out_cameras or dataset.held_out_sequences of both stages (overrides will do), or write evaluate: false")
     commands = [_command("meshhead", "train_meshhead", mesh), _command("gaussianhead", "train_gaussianhead", head)]
     if config.evaluate:
         commands.append(_command("evaluation", "evaluate", head))
+    folders = {mesh_run.run_folder, mesh_run.result_folder, head_run.result_folder}
     if config.reenactment is not None:
         avatar = f"load_gaussianhead_checkpoint={yaml_value(str(head_run.run_folder / 'gaussianhead_latest'))}"
-        commands.append(_command("reenactment", "reenactment", arguments("reenactment", config.reenactment, avatar)[0]))
-    task = Task(name, tuple(commands), head_run.run_folder / "subject.lock", config.logdir / name / "subject.log")
+        drive, drive_run, _ = arguments("reenactment", config.reenactment, avatar)
+        commands.append(_command("reenactment", "reenactment", drive))
+        folders.add(drive_run.result_folder)
+    task = Task(name, tuple(commands), head_run.run_folder / "subject.lock", config.logdir / name / "subject.log", tuple(sorted(folders)))
     return Subject(task, head_run.result_folder)
 
 

@@ -40,7 +40,7 @@ def look(path: Path) -> Look:
 
 
 def read(path: Path, options: ReadOptions) -> TrackedSequence:
-    """All tracked sequences; one record per timestep and video, or per timestep where there is no video."""
+    """All tracked sequences; one record per timestep and video, or per timestep where there is no video or pictures are not needed."""
     found = _tracking_files(path)
     files = FolderFiles(path if path.is_dir() else path.parent.parent, options)
     gaps = Gaps(options.skip_nan)
@@ -74,7 +74,7 @@ def _sequence(file: Path, files: FolderFiles, gaps: Gaps) -> list[TrackedFrame]:
     moving = {"expression": expression} | {key: _rows(file, archive, key, shape, count) for key, shape in SHAPES.items()}
     timesteps = finite(f"{file}: 'frames'", _rows(file, archive, "frames", (), count), None).astype(int).tolist()
     folder = file.resolve().parent.parent
-    videos = _videos(file.parent.parent, files)
+    videos = _videos(file.parent.parent, files) if files.options.images else []  # without them nothing needs a camera either
     frames = []
     for row, timestep in enumerate(timesteps):
         with gaps.frame():

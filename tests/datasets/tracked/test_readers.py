@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lib.datasets.tracked import insta, metrical, vhap
+from lib.datasets.tracked.driver import read_driver
 from lib.datasets.tracked.files import ReadOptions
 from lib.datasets.tracked.record import TrackedFrame
 from lib.datasets.tracked.sources import READERS, read_tracking, recognise
@@ -266,6 +267,19 @@ def test_a_tracker_file_of_unequal_lengths_is_refused(key, tmp_path, show):
 def test_the_last_epoch_of_a_tracker_counts_and_frames_keep_their_names(tmp_path, show):
     found = read_tracking(write_vhap_tracker(tmp_path / "me", show))
     assert found.root.name == "tracked_flame_params_30.npz" and [frame.name for frame in found.frames] == ["00000", "00003", "00006", "00009"]
+
+
+@pytest.mark.parametrize("damage", ["no calibration", "video cut off"])
+def test_a_benchmark_drives_without_what_only_its_pictures_need(tmp_path, show, damage):
+    path = write_benchmark(tmp_path / "393", show)
+    whole = read_driver(path, None)
+    if damage == "no calibration":
+        (path / "calibration" / "camera_params.json").unlink()
+    else:
+        next(path.rglob("images/*.mp4")).write_bytes(b"cut")
+    assert refusal(path)
+    found = read_driver(path, None)
+    assert torch.equal(found.expressions, whole.expressions) and torch.equal(found.poses, whole.poses) and found.names == whole.names
 
 
 def test_a_benchmark_video_shorter_than_its_tracking_is_refused(tmp_path, show):

@@ -39,9 +39,9 @@ class Viewer:
 
     def __init__(self, config: ViewerConfig) -> None:
         check_resolution(config.dataset.resolution)
-        self._config, self._device = config, choose_device(config.device, config.gpu_id)
-        keyed = [(config.avatar_path, "load_gaussianhead_checkpoint"), *((path, "beside") for path in config.beside)]
-        self.avatars = [WatchedAvatar(config, path, key, self._device) for path, key in keyed]
+        self._config, self._device = config, choose_device(config.device, config.gpu_id, "device")
+        self.avatars = [WatchedAvatar(config, config.avatar_path, "load_gaussianhead_checkpoint", self._device)]
+        self.avatars += [WatchedAvatar(config.of_another(path), path, "beside", self._device) for path in config.beside]
         first = self.avatars[0]
         for other in self.avatars[1:]:
             if other.expression_count != first.expression_count:
