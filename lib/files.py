@@ -5,6 +5,8 @@ import hashlib
 import os
 import shutil
 import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +16,9 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+
+PAUSE = 0.2  # seconds between looks at a lock
 
 
 class Held(InputError):
@@ -124,6 +129,23 @@ class RunLock:
         if fcntl is not None:
             remove(self.path)  # while it is locked: whoever waits for it sees that it is gone
         self._file.close()
+
+
+@contextlib.contextmanager
+def wait_for(lock: RunLock) -> Iterator[None]:
+    """Holds it as soon as no other process does. Raises InputError as it does."""
+    told = False
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(lock)
+                break
+            except Held as error:
+                if not told:
+                    print(f"waiting: {str(error).partition(';')[0]}", flush=True)
+                told = True
+                time.sleep(PAUSE)
+        yield
 
 
 def name_fault(name: str) -> str | None:

@@ -60,7 +60,7 @@ def _misfits(capture: HeadCapture, detections: Detections, explained: set[str]) 
     for column, camera in enumerate(detections.cameras):
         offsets = detections.offsets(column, detections.camera(column))
         error = float(offsets.norm(dim=1).median())
-        pictures = int((~detections.found[:, column, 0, 0].isnan()).sum())
+        pictures = detections.of_cameras([camera]).pictures
         print(f"camera {camera}: landmarks are {error * size:.1f} px from those of {pictures} detections")
         if error > LARGEST_ERROR and camera not in explained:
             x, y = (offsets.median(dim=0).values * size).tolist()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,6 +23,7 @@ from lib.geometry.head_pose import HeadPose
 from lib.training.runtime import is_terminal
 
 POINTS = 800  # vertices that are looked at
+AT_ONCE = 64  # pictures that are sampled together
 NEIGHBOURS = 12  # of a vertex, that say where it faces
 FACING = 0.35  # cosine: vertices turned further away may be hidden
 JAW_ENDS, NOSE = (0, 16), (30, 33)  # landmark rows: from the first to the second a face looks forward
@@ -30,11 +31,11 @@ JAW_ENDS, NOSE = (0, 16), (30, 33)  # landmark rows: from the first to the secon
 
 @dataclass(frozen=True)
 class Sight:
-    """F frames seen by C cameras, decoded at S x S; N points of the face in each frame. Pictures lie on black."""
+    """F frames seen by C cameras, decoded at S x S; N points of the face in each frame. Pictures lie on black, 0 to 255: there may be thousands."""
 
     frames: tuple[str, ...]
     cameras: tuple[str, ...]
-    color: Float[Tensor, "F C 3 S S"]
+    color: UInt8[Tensor, "F C 3 S S"]
     matte: Bool[Tensor, "F C S S"]
     decoded: Bool[Tensor, "F C"]
     points: Float[Tensor, "F N 3"]
@@ -60,7 +61,7 @@ class Sight:
 
 @dataclass(frozen=True)
 class Samples:
-    """A picture at the points: colour, and whether the point faces the camera there."""
+    """A picture at the points: colour in [0,1], and whether the point faces the camera there."""
 
     color: Float[Tensor, "*F N 3"]
     visible: Bool[Tensor, "*F N"]
@@ -69,7 +70,8 @@ class Samples:
 def see(capture: HeadCapture, frames: list[str], cameras: list[str]) -> tuple[Sight, list[tuple[Picture, str]]]:
     """Decodes all these pictures; and what is wrong with each that cannot be decoded or has no head."""
     size = capture.config.resolution
-    color, matte = torch.zeros(len(frames), len(cameras), 3, size, size), torch.zeros(len(frames), len(cameras), size, size, dtype=torch.bool)
+    color = torch.zeros(len(frames), len(cameras), 3, size, size, dtype=torch.uint8)
+    matte = torch.zeros(len(frames), len(cameras), size, size, dtype=torch.bool)
     decoded = torch.zeros(len(frames), len(cameras), dtype=torch.bool)
     problems: list[tuple[Picture, str]] = []
     pictures = [(row, column) for row in range(len(frames)) for column in range(len(cameras))]
@@ -80,7 +82,7 @@ def see(capture: HeadCapture, frames: list[str], cameras: list[str]) -> tuple[Si
             problems.append((Picture(frames[row], cameras[column]), str(error)))
         else:
             matte[row, column], decoded[row, column] = pixels[3] >= FOREGROUND, True
-            color[row, column] = pixels[:3] * matte[row, column] / 255.0
+            color[row, column] = pixels[:3] * matte[row, column]
     points, normals = face_points(capture, frames)
     seen = [capture.camera(frame, cameras) for frame in frames]
     return Sight(
@@ -116,7 +118,7 @@ def sample(sight: Sight, column: int, camera: Camera, shifts: Float[Tensor, "D 2
 
 
 def sample_pictures(
-    color: Float[Tensor, "F 3 S S"], points: Float[Tensor, "F N 3"], normals: Float[Tensor, "F N 3"], camera: Camera,
+    color: UInt8[Tensor, "F 3 S S"], points: Float[Tensor, "F N 3"], normals: Float[Tensor, "F N 3"], camera: Camera,
     shifts: Float[Tensor, "D 2"] | None = None,
 ) -> Samples:
     """One picture per row of points."""
@@ -126,7 +128,9 @@ def sample_pictures(
     visible = ((towards * normals).sum(dim=-1) > FACING) & (seen[..., 2] > 0)
     moved = pixels[:, None] if shifts is None else pixels[:, None] + shifts[:, None]  # (F, D, N, 2)
     grid = moved.clamp(-8.0 * camera.width, 8.0 * camera.width) * (2.0 / camera.width) - 1.0
-    values = torch.nn.functional.grid_sample(color, grid, align_corners=False).permute(2, 0, 3, 1)  # (D, F, N, 3)
+    parts = [slice(row, row + AT_ONCE) for row in range(0, len(color), AT_ONCE)]
+    values = torch.cat([torch.nn.functional.grid_sample(color[part] / 255.0, grid[part], align_corners=False) for part in parts])
+    values = values.permute(2, 0, 3, 1)  # (D, F, N, 3)
     return Samples(values[0], visible) if shifts is None else Samples(values, visible.expand(len(values), -1, -1))
 
 

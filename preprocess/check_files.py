@@ -9,7 +9,8 @@ from statistics import median
 from lib.datasets.capture_check import FULL_MATTE
 from lib.datasets.head_capture import FOREGROUND, HeadCapture
 from lib.datasets.images import check_complete, read_image, stored_size
-from lib.datasets.inventory import LOWRES_SIZE, Inventory
+from lib.datasets.inventory import Inventory
+from lib.datasets.layout import LOWRES_SIZE
 from lib.errors import InputError
 from preprocess.check_findings import Finding, numbers
 

@@ -19,6 +19,7 @@ from preprocess.check_findings import Finding, Mark, Number, numbers
 
 COMPARED = 64  # frames that fit worst, each of which is compared with each
 LEAST_GAIN = 0.1  # of the correlation: by what another frame's points must fit better
+LEAST_LANDMARKS = 10  # detected in all cameras together
 LEAST_ERROR, LEAST_RATIO = 0.006, 2.0  # of the image size: error of a frame's own landmarks; how many times smaller another's must be
 
 
@@ -38,8 +39,9 @@ def frame_findings(capture: HeadCapture, sight: Sight, detections: Detections | 
     findings, marks, judged = [], [], set()
     if detections is not None:
         fitting = detections.of_cameras([camera for camera in sight.cameras if camera in detections.cameras])
-        judged = set(detections.frames)
-        for one in mismatches_in_detections(fitting):
+        errors = errors_of_detections(fitting)
+        judged = {frame for frame, error in zip(fitting.frames, errors.diagonal(), strict=True) if bool(error.isfinite())}
+        for one in mismatches_in_detections(fitting.frames, errors):
             size = capture.config.original_resolution
             findings.append(_finding(capture, one, f"2D detections are then {one.gained * size:.1f} px away instead of {one.given * size:.1f} px",
                                      numbers(error_px=one.given * size, error_then_px=one.gained * size)))
@@ -84,26 +86,33 @@ def mismatches_in_pictures(sight: Sight) -> list[Mismatch]:
     return _mismatches([sight.frames[index] for index in worst.tolist()], scores, scores.diagonal() + LEAST_GAIN)
 
 
-def mismatches_in_detections(detections: Detections) -> list[Mismatch]:
-    """By the median distance of detected from projected landmarks, of the image size; each camera's own shift is left out of it."""
+def errors_of_detections(detections: Detections) -> Float[Tensor, "F F"]:
+    """Median distance of what is detected in the pictures of one frame (rows) from the projected landmarks of another, of the image size; each
+    camera's own shift is left out of it. NaN where hardly anything is detected."""
     count = len(detections.frames)
     errors = torch.full((count, count), torch.nan)
     own_shift = [detections.offsets(column, detections.camera(column)).median(dim=0).values for column in range(len(detections.cameras))]
     for row in range(count):
         distances = []
         for column, shift in enumerate(own_shift):
-            found = detections.found[row, column]
-            if found.isnan().any() or not shift.isfinite().all():
+            sure = ~detections.found[row, column].isnan().any(dim=-1)
+            if not shift.isfinite().all() or not sure.any():
                 continue
             camera = Camera(*(of[row, column].expand(count, -1, -1) for of in (detections.world_to_camera, detections.intrinsics)),
                             detections.size, detections.size)
-            distances.append(((found - camera.project(detections.points)) / detections.size - shift).norm(dim=-1))
-        if distances:
+            offsets = (detections.found[row, column] - camera.project(detections.points)) / detections.size - shift
+            distances.append(offsets.norm(dim=-1)[:, sure])
+        if sum(part.shape[1] for part in distances) >= LEAST_LANDMARKS:
             errors[row] = torch.cat(distances, dim=1).median(dim=1).values
+    return errors
+
+
+def mismatches_in_detections(frames: tuple[str, ...], errors: Float[Tensor, "F F"]) -> list[Mismatch]:
+    """By `errors_of_detections`."""
     own = errors.diagonal()
     limit = torch.where(own > LEAST_ERROR, own / LEAST_RATIO, 0.0)
     return [Mismatch(one.frame, one.other, one.mutual, -one.given, -one.gained)
-            for one in _mismatches(list(detections.frames), -errors.nan_to_num(torch.inf), -limit)]
+            for one in _mismatches(list(frames), -errors.nan_to_num(torch.inf), -limit)]
 
 
 def _mismatches(frames: list[str], scores: Float[Tensor, "F F"], least: Float[Tensor, "F"]) -> list[Mismatch]:

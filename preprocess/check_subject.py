@@ -24,8 +24,8 @@ from lib.config.reader import Arguments
 from lib.datasets.capture_check import CHECKED_FRAMES, FULL_MATTE, LEAST_ON_HEAD, chosen_box, face_bounds, measure_picture, picture_problems
 from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig, Picture
 from lib.datasets.images import read_image, write_image
-from lib.datasets.inventory import LOWRES_SIZE, take_inventory
-from lib.datasets.layout import CaptureFolder
+from lib.datasets.inventory import take_inventory
+from lib.datasets.layout import LOWRES_SIZE, CaptureFolder
 from lib.datasets.sampler import spread
 from lib.errors import InputError
 from lib.geometry.tetmesh import BoundingBox

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from lib.datasets.arrays import write_array, write_arrays
 from lib.datasets.images import write_pixels
-from lib.datasets.layout import CaptureFolder
+from lib.datasets.layout import LOWRES_SIZE, CaptureFolder
 from lib.errors import InputError
 from lib.face_models.ict import FACE_ROWS
 from lib.files import RunLock, replace_folder, write_whole
@@ -47,7 +47,6 @@ DISTANCE_M, LOOK_AT_M = 1.1, (0.0, -0.004, 0.0)
 FOCAL_PER_PIXEL, FOCAL_WITH_HAIR = 3.4, 3.1  # of the image size: hair stands about a centimetre above the skull
 # Every third camera has its principal point off the centre by these fractions of the image size.
 OFF_CENTRE = (0.035, -0.025)
-LOWRES = 256
 # Cameras drawn together: few enough that 2048² fits into about 4 GB.
 CAMERAS_AT_ONCE, PIXELS_AT_ONCE = 4, 4 * 512**2
 FRAME_PERIOD_S, DRIVER_PERIOD_S = 0.6, 0.04  # the capture is sparse, so that its frames differ
@@ -232,7 +231,7 @@ def write_subject(
                     if kind == "image":
                         full = sensor.capture(full, row, shot)
                     _write_image(folder.image_path(frame, camera, kind), full)
-                    small = full if resolution == LOWRES else cv2.resize(full, (LOWRES, LOWRES), interpolation=cv2.INTER_AREA)
+                    small = full if resolution == LOWRES_SIZE else cv2.resize(full, (LOWRES_SIZE, LOWRES_SIZE), interpolation=cv2.INTER_AREA)
                     _write_image(folder.image_path(frame, camera, kind, lowres=True), small)
             # The yardstick of evaluation: the truth without expression, where something is held out.
             held = [row for row in rows.tolist() if record["sequence"] == HELD_OUT_SEQUENCE or CAMERA_IDS[row] == HELD_OUT_CAMERA]

@@ -19,7 +19,7 @@ LEAST_DEPTH = 1e-3  # of the distance between head and cameras; nearer points ar
 
 @dataclass(frozen=True)
 class Observations(TensorBundle):
-    """Detections of F frames by C cameras. Where nothing was found the score is 0, and camera and pixels mean nothing."""
+    """Detections of F frames by C cameras. Where nothing was found the score is 0, and pixels mean nothing; nor does a camera without a file."""
 
     camera: Camera  # batched (F, C), of pictures of 512²
     pixels: Float[Tensor, "F C 66 2"]
@@ -106,8 +106,12 @@ def read_observations(folder: CaptureFolder, frames: list[str], cameras: list[st
     world_to_camera = torch.eye(3, 4, dtype=torch.float64).repeat(*shape, 1, 1)
     intrinsics = torch.eye(3, dtype=torch.float64).repeat(*shape, 1, 1)
     pixels, scores = torch.zeros(*shape, LANDMARK_COUNT, 2, dtype=torch.float64), torch.zeros(*shape, LANDMARK_COUNT, dtype=torch.float64)
+    for f, frame in enumerate(frames):
+        files = folder.files(frame)
+        for c, camera in enumerate(cameras):
+            if (f, c) in found or files.has_camera(camera):  # outlines need those that detect nothing
+                world_to_camera[f, c], intrinsics[f, c] = folder.read_camera(frame, camera)
     for (f, c), detected in found.items():
-        world_to_camera[f, c], intrinsics[f, c] = folder.read_camera(frames[f], cameras[c])
         pixels[f, c] = detected[:, :2].double() * (SIZE / detected_size)
         score = detected[:, 2].double().clamp(0.0, 1.0)
         scores[f, c] = score if bool(score.any()) else 1.0  # some detectors have none to tell

@@ -63,14 +63,14 @@ class Outline:
 
 
 def read_mattes(folder: CaptureFolder, frames: list[str], cameras: list[str]) -> Mattes:
-    """Of these frames. Raises InputError for a matte that cannot be decoded, and where there is none at all."""
+    """Of these frames, of cameras that there are. Raises InputError for a matte that cannot be decoded, and where there is none at all."""
     distances = torch.zeros(len(frames), len(cameras), FIELD, FIELD, dtype=torch.float64)
     there = torch.zeros(len(frames), len(cameras), dtype=torch.bool)
     for f, frame in enumerate(frames):
         files = folder.files(frame)
         for c, camera in enumerate(cameras):
             name = files.image_name(camera, "mask") or files.image_name(camera, "mask", lowres=True)
-            if name is not None:
+            if name is not None and files.has_camera(camera):
                 matte = resize(read_image(folder.images_path(frame) / name)[:1], FIELD)[0].numpy() / 255.0
                 inside = (matte >= EDGE).astype(np.uint8)
                 if 0 < inside.mean() < 1:

@@ -11,7 +11,7 @@ from preprocess.fit_config import FitConfig
 from preprocess.fit_head import HeadFit
 from preprocess.fit_observations import Observations, pull, visibility
 
-TRUSTED = 0.5  # score times visibility from which a detection is part of the figures
+TRUSTED = 0.5  # score times visibility from which a detection is part of the figures, of the largest where a detector is never so sure
 OUTLIER_FACTOR, OUTLIER_PX = 2.5, 3.0  # a frame or camera stands out where its median is so many times that of all, and so large
 
 
@@ -75,7 +75,7 @@ def make_report(fit: HeadFit, seen: Observations, frames: list[str], cameras: li
     face = fit.model.landmarks(fit.model.mean).double()
     trust = seen.scores * visibility(face, rotation, translation, seen.centers, config.jaw_yaw, config.side_yaw)
     residuals = pull(landmarks_in_world(fit), seen.projection, seen.pixels).residuals
-    used = (trust >= TRUSTED) & fit.seen[:, None, None]
+    used = (trust >= TRUSTED * (1.0 if bool((trust >= TRUSTED).any()) else float(trust.max()))) & fit.seen[:, None, None]
     distances = torch.where(used, residuals.norm(dim=-1), torch.nan)
     shifts = {}
     for c, camera in enumerate(cameras):

@@ -76,7 +76,7 @@ def _tile(
     f, c = place
     tile = _photograph(folder, frame, camera_name)
     camera = Camera(seen.camera.world_to_camera[f, c][None], seen.camera.intrinsics[f, c][None], SIZE, SIZE).resized(TILE, TILE)
-    if bool((seen.scores[f, c] > 0).any()) or bool(camera.intrinsics[0, 0, 0] > 1):
+    if folder.files(frame).has_camera(camera_name):
         shaded, covered = _shaded(vertices, fit.model.triangles, camera)
         covered[:, :TILE // 2] = False
         tile[covered] = (1 - MESH_SHARE) * tile[covered] + MESH_SHARE * shaded[covered]

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.datasets.layout import JAW_ROWS
 from preprocess.fit_observations import Observations, pull
 
 INNER = slice(JAW_ROWS.stop, None)  # landmarks that are the same point of the head from everywhere
-TRIED_PAIRS = 40  # of cameras, per landmark: with 20 % outliers all of them are spoilt once in 10^17 times
+TRIED_PAIRS = 40  # of cameras that detect, per frame and landmark: with 20 % outliers all of them are spoilt once in 10^17 times
 LEAST_SINE = 0.05  # of the angle between two rays (3 degrees): below, depth is noise
 INLIER_PX, PNP_PX = 8.0, 16.0  # pixels at 512²; the second includes what a person differs from the mean face
 LEAST_LANDMARKS = 10  # of 49, for the place of a head
@@ -56,32 +56,41 @@ def triangulate(seen: Observations) -> tuple[Float[Tensor, "F 66 3"], Float[Tens
 
     The best of the intersections of many pairs of rays, judged by all cameras, then refined by Gauss-Newton with Geman-McClure weights.
     """
-    cameras = seen.scores.shape[1]
-    pairs = list(itertools.combinations(range(cameras), 2))
-    if not pairs:
-        return torch.zeros_like(seen.centers[:, :1]).expand(-1, seen.scores.shape[2], -1), torch.zeros_like(seen.scores[:, 0])
-    order = np.random.default_rng(0).permutation(len(pairs))[:TRIED_PAIRS]
-    first, second = torch.tensor([pairs[k] for k in order]).T
-    chunks = [_triangulate(seen.frames(slice(f, f + FRAMES_AT_ONCE)), first, second) for f in range(0, len(seen.scores), FRAMES_AT_ONCE)]
-    points, trust = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    pairs = _pairs((seen.scores > 0).any(dim=-1))
+    parts = [slice(f, f + FRAMES_AT_ONCE) for f in range(0, len(seen.scores), FRAMES_AT_ONCE)]
+    points, trust = (torch.cat(found) for found in zip(*(_triangulate(seen.frames(part), pairs[part]) for part in parts), strict=True))
     return points, trust
 
 
-def _triangulate(seen: Observations, first: Tensor, second: Tensor) -> tuple[Float[Tensor, "F L 3"], Float[Tensor, "F L"]]:
-    rays = _rays(seen)
-    a, b = rays[:, first], rays[:, second]  # (F, pairs, L, 3)
-    between = (seen.centers[:, first] - seen.centers[:, second])[..., None, :]
+def _pairs(detects: Bool[Tensor, "F C"]) -> Int[Tensor, "F P 2"]:
+    """Cameras to intersect the rays of, in every frame some of those that detect something; a camera with itself where there are too few."""
+    rows = []
+    for frame in detects:
+        pairs = list(itertools.combinations(frame.nonzero()[:, 0].tolist(), 2))
+        chosen = np.random.default_rng(0).permutation(len(pairs))[:TRIED_PAIRS]
+        rows.append([pairs[k] for k in chosen] + [(0, 0)] * (TRIED_PAIRS - len(chosen)))
+    return torch.tensor(rows)[:, :max(1, max(sum(a != b for a, b in row) for row in rows))]
+
+
+def _triangulate(seen: Observations, pairs: Int[Tensor, "F P 2"]) -> tuple[Float[Tensor, "F L 3"], Float[Tensor, "F L"]]:
+    rays, (first, second) = _rays(seen), pairs.unbind(dim=-1)
+
+    def of(values: Tensor, cameras: Tensor) -> Tensor:
+        return values[torch.arange(len(values))[:, None], cameras]
+
+    a, b = of(rays, first), of(rays, second)  # (F, pairs, L, 3)
+    between = (of(seen.centers, first) - of(seen.centers, second))[..., None, :]
     cosine = (a * b).sum(dim=-1)
     squared_sine = (1.0 - cosine.square()).clamp(min=1e-12)
     along_a, along_b = (a * between).sum(dim=-1), (b * between).sum(dim=-1)
     reach_a, reach_b = (cosine * along_b - along_a) / squared_sine, (along_b - cosine * along_a) / squared_sine
-    middle = (seen.centers[:, first, None] + reach_a[..., None] * a + seen.centers[:, second, None] + reach_b[..., None] * b) / 2.0
-    usable = (squared_sine > LEAST_SINE**2) & (reach_a > 0) & (reach_b > 0) & (seen.scores[:, first] > 0) & (seen.scores[:, second] > 0)
+    middle = (of(seen.centers, first)[:, :, None] + reach_a[..., None] * a + of(seen.centers, second)[:, :, None] + reach_b[..., None] * b) / 2.0
+    usable = (squared_sine > LEAST_SINE**2) & (reach_a > 0) & (reach_b > 0) & (of(seen.scores, first) > 0) & (of(seen.scores, second) > 0)
 
-    frames, pairs, landmarks = usable.shape
-    wanted = seen.pixels[:, :, None].expand(-1, -1, pairs, -1, -1).flatten(2, 3)
+    _, count, landmarks = usable.shape
+    wanted = seen.pixels[:, :, None].expand(-1, -1, count, -1, -1).flatten(2, 3)
     miss = pull(middle.flatten(1, 2), seen.projection, wanted).residuals.square().sum(dim=-1).clamp(max=INLIER_PX**2)
-    cost = (miss.unflatten(2, (pairs, landmarks)) * seen.scores[:, :, None]).sum(dim=1)
+    cost = (miss.unflatten(2, (count, landmarks)) * seen.scores[:, :, None]).sum(dim=1)
     best = torch.where(usable, cost, torch.inf).argmin(dim=1)  # (F, L)
     points = middle.gather(1, best[:, None, :, None].expand(-1, 1, -1, 3))[:, 0]
     for _ in range(ROBUST_STEPS):

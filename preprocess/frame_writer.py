@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from lib.datasets.images import JPEG_QUALITY
-from lib.datasets.layout import CaptureFolder, FrameRecord
+from lib.datasets.layout import LOWRES_SIZE, CaptureFolder, FrameRecord
 from lib.errors import InputError
 from lib.files import RunLock, make_folder, write_whole
 from lib.geometry.camera import Camera
@@ -35,13 +35,12 @@ class Lens:
 
     raw: Camera
     crop: SquareCrop
-    lowres: int
     color: ColorCorrection | None = None
 
     def files(self, pixels: UInt8[NDArray, "H W 3"]) -> dict[tuple[str, bool], bytes]:
         """JPEGs of one RGB picture by (kind, lowres); the picture itself is the last."""
         square = self.crop.cut(pixels, self.color)
-        small = shrunk(square, self.lowres)
+        small = shrunk(square, LOWRES_SIZE)
         return self.visible | {("image", True): jpeg(small), ("image", False): jpeg(square)}
 
     def background(self, pixels: UInt8[NDArray, "H W 3"]) -> bytes:
@@ -52,7 +51,7 @@ class Lens:
     def visible(self) -> dict[tuple[str, bool], bytes]:
         """JPEGs that tell picture from padding: the same for all frames."""
         visible = self.crop.visible(self.raw.width, self.raw.height)
-        return {("visible", True): jpeg(shrunk(visible, self.lowres)), ("visible", False): jpeg(visible)}
+        return {("visible", True): jpeg(shrunk(visible, LOWRES_SIZE)), ("visible", False): jpeg(visible)}
 
     @cached_property
     def camera(self) -> bytes:

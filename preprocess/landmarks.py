@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from lib.datasets.arrays import numbers, parse_arrays, read_bytes
 from lib.datasets.head_capture import Picture
 from lib.datasets.images import write_pixels
 from lib.datasets.layout import CaptureFolder
@@ -172,7 +173,8 @@ def _claim(folder: CaptureFolder, pictures: list[Picture], name: str, there: lis
 
 
 def _stored(folder: CaptureFolder, picture: Picture) -> NDArray:
-    return np.load(folder.detections_path(picture.frame, picture.camera), allow_pickle=False)
+    path = folder.detections_path(picture.frame, picture.camera)
+    return numbers(path, parse_arrays(path, read_bytes(path)), None)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,9 @@ def open_matting(name: str, weights: Path | None, device: str, has_backgrounds: 
         usable = [known for known in WEIGHTS if _found(known) is not None and (has_backgrounds or known != "background_matting_v2")]
         name = usable[0] if usable else "classical"
         if not usable:
-            print(f"no weights of {' or '.join(WEIGHTS)} in {WEIGHTS_FOLDER}/: matting without any (classical), good enough to train")
+            lacking = f"no weights of {' or '.join(WEIGHTS)} in {WEIGHTS_FOLDER}/" if _found("background_matting_v2") is None else \
+                "no background/image_<camera>.jpg, without which background_matting_v2 cannot be used, and no weights of robust_video_matting"
+            print(f"{lacking}: matting without any (classical), good enough to train")
     if name == "classical":
         if weights is not None:
             raise InputError(f"--weights {weights}: --matter classical has no weights; leave one of the two out")

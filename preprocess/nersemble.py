@@ -25,14 +25,14 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from lib.datasets.images import read_image
-from lib.datasets.layout import FrameRecord
+from lib.datasets.layout import LOWRES_SIZE, FrameRecord
 from lib.errors import InputError
 from lib.training.runtime import is_terminal, run
 from preprocess.alignment import Aligned, align
 from preprocess.frame_writer import Lens, SubjectWriter, gigabytes
 from preprocess.raw_layouts import BACKGROUND, RawCapture, open_raw
 from preprocess.raw_videos import Video, decode, read_video
-from preprocess.square_crop import LOWRES, PUBLISHED_CROP, square_crop
+from preprocess.square_crop import PUBLISHED_CROP, square_crop
 
 SKIPPED = ("tongue", "GLASSES", "FREE", BACKGROUND)  # sequences whose names contain one of these are taken only when asked for by name
 COLORS = ("none", "affine", "cheung")
@@ -51,7 +51,6 @@ class Extraction:
     every: int = 3
     crop: tuple[int, int, int] = PUBLISHED_CROP
     size: int = 2048
-    lowres: int = LOWRES
     color: str = "none"
     workers: int = 1
 
@@ -78,16 +77,15 @@ def main() -> None:
     parser.add_argument("--crop", type=int, nargs=3, default=PUBLISHED_CROP, metavar=("LEFT", "TOP", "SIDE"),
                         help="square, in pixels of a 2200x3208 picture; outside is black (default: -200 304 2600)")
     parser.add_argument("--size", type=int, default=2048, help="of the pictures written, pixels (default: %(default)s)")
-    parser.add_argument("--lowres", type=int, default=LOWRES, help="of their small twins, pixels (default: %(default)s)")
     parser.add_argument("--color", choices=COLORS, default="none",
                         help="correct colours: affine (first edition), cheung (second; polynomial in linear light) (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="videos decoded at a time (default: %(default)s, the cores)")
     options = parser.parse_args()
-    for option, value in (("--every", options.every), ("--size", options.size), ("--lowres", options.lowres), ("--workers", options.workers)):
+    for option, value in (("--every", options.every), ("--size", options.size), ("--workers", options.workers)):
         if value < 1:
             raise InputError(f"{option}: expected 1 or more, found {value}")
     extract(Extraction(options.raw, options.id, options.output, tuple(options.sequences), tuple(options.cameras), options.every, tuple(options.crop),
-                       options.size, options.lowres, options.color, options.workers))
+                       options.size, options.color, options.workers))
 
 
 def extract(wanted: Extraction) -> None:
@@ -171,7 +169,7 @@ def _lenses(raw: RawCapture, parts: list[_Part], wanted: Extraction) -> dict[str
     for name, camera in cameras.items():
         video = parts[0].videos[name]
         lenses[name] = Lens(camera.resized(video.width, video.height), square_crop(wanted.crop, wanted.size, video.width, video.height),
-                            wanted.lowres, colors.get(name))
+                            colors.get(name))
         for part in parts:
             _require_size(str(part.videos[name].path), part.videos[name].width, part.videos[name].height, lenses[name])
     return lenses
@@ -187,7 +185,7 @@ def _made_with(wanted: Extraction, raw: RawCapture, names: list[str], cameras: l
     """All that decides the content, by option."""
     return {
         "id": raw.person, "sequences": " ".join(names), "cameras": " ".join(cameras), "every": str(wanted.every),
-        "crop": " ".join(map(str, wanted.crop)), "size": str(wanted.size), "lowres": str(wanted.lowres), "color": wanted.color,
+        "crop": " ".join(map(str, wanted.crop)), "size": str(wanted.size), "lowres": str(LOWRES_SIZE), "color": wanted.color,
     }
 
 

@@ -5,8 +5,9 @@
 
 background/image_<camera>.jpg is the empty scene as the camera sees it. Without it `classical` and `background_matting_v2` work against an estimate
 from the pictures themselves, which is weaker, or refuse. The whole person is kept, shoulders too. Mattes that are there are kept (--overwrite
-replaces them), so that the same command goes on after an interruption. A picture that cannot be used stops nothing: the others are done, all such
-are named at the end, and the exit code is 2. results/matting/<subject>/mattes.png shows some of the mattes: look at it.
+replaces them), also your own: a small one that is missing is made from the large one. So the same command goes on after an
+interruption. A picture that cannot be used stops nothing: the others are done, all such are named at the end, and the exit code is 2.
+results/matting/<subject>/mattes.png shows some of the mattes: look at it.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib.datasets.images import read_image, resize, to_uint8, write_image, write_pixels
-from lib.datasets.layout import CaptureFolder, FrameFiles, by_number
+from lib.datasets.layout import LOWRES_SIZE, CaptureFolder, FrameFiles, by_number
 from lib.datasets.sampler import spread
 from lib.errors import InputError
 from lib.training.runtime import is_terminal, run
@@ -33,7 +34,6 @@ from preprocess.matting import NAMES, WEIGHTS, WEIGHTS_FOLDER, Matting, open_mat
 from preprocess.matting_plate import NoEstimate, estimate_background
 from preprocess.matting_sheet import Looked, draw_sheet
 
-LOWRES = 256  # pixels
 ESTIMATED_FROM = 8  # pictures of a camera
 LEAST_COVERED, MOST_COVERED = 0.01, 0.95  # of a picture, by a person
 ODD = 1.4  # times more or less covered than the median picture of the camera: worth a look
@@ -43,13 +43,14 @@ LISTED = 10
 
 @dataclass(frozen=True)
 class Task:
-    """One picture to be matted; `done` where its mattes are there already."""
+    """One picture to be matted; `done` where its matte is there already, `lacks_small` where that is a large one alone."""
 
     frame: str
     camera: str
     path: Path
     lowres_only: bool
     done: bool
+    lacks_small: bool
 
 
 @dataclass
@@ -95,24 +96,21 @@ def find_tasks(folder: CaptureFolder, overwrite: bool) -> dict[str, list[Task]]:
             name = files.image_name(camera)
             lowres_only = name is None
             path = folder.images_path(frame) / (name or files.image_name(camera, lowres=True) or "")
-            done = not overwrite and _is_done(folder, frame, files, camera, lowres_only)
-            tasks.setdefault(camera, []).append(Task(frame, camera, path, lowres_only, done))
+            done = not overwrite and _has_matte(folder, frame, files, camera, lowres_only)
+            lacks_small = done and not _has_matte(folder, frame, files, camera, lowres=True)
+            tasks.setdefault(camera, []).append(Task(frame, camera, path, lowres_only, done, lacks_small))
     if not tasks:
         raise InputError(f"{folder.root / 'images'}: no frame has an image_<camera>.jpg or .png")
     return tasks
 
 
-def _is_done(folder: CaptureFolder, frame: str, files: FrameFiles, camera: str, lowres_only: bool) -> bool:
-    """Whether all mattes of a picture are there and can be decoded."""
-    names = [files.image_name(camera, "mask", lowres) for lowres in ((True,) if lowres_only else (False, True))]
+def _has_matte(folder: CaptureFolder, frame: str, files: FrameFiles, camera: str, lowres: bool) -> bool:
+    """Whether it is there and can be decoded."""
+    name = files.image_name(camera, "mask", lowres)
     try:
-        for name in names:
-            if name is None:
-                return False
-            read_image(folder.images_path(frame) / name)
+        return name is not None and len(read_image(folder.images_path(frame) / name)) > 0
     except InputError:
         return False
-    return True
 
 
 def remove_background(folder: CaptureFolder, tasks: dict[str, list[Task]], matting: Matting) -> Outcome:
@@ -122,6 +120,11 @@ def remove_background(folder: CaptureFolder, tasks: dict[str, list[Task]], matti
     total = sum(len(camera) for camera in tasks.values())
     kept = f"; {total - pending} have theirs already (--overwrite replaces them)" if pending < total else ""
     print(f"{folder.root}: {total} pictures of {len(tasks)} cameras, matting {pending} with {matting.name}{kept}")
+    alone = [task for camera in tasks.values() for task in camera if task.lacks_small]
+    for task in alone:
+        _write_small(folder, task)
+    if alone:
+        print(f"made the small mattes of {len(alone)} pictures from their large ones")
     threads = 1 if matting.single else torch.get_num_threads()
     before = cv2.getNumThreads()
     with tqdm(total=pending, desc="matting", unit="picture", mininterval=0.5 if is_terminal() else 15.0) as progress:
@@ -225,15 +228,23 @@ def find_background(folder: CaptureFolder, tasks: list[Task], notes: list[str]) 
 
 
 def _write(folder: CaptureFolder, task: Task, matte: UInt8[Tensor, "3 H W"]) -> None:
-    """Black where the crop is padding; the small one last."""
+    """Black where the crop is padding; the small one last, of what is in the file of the large one."""
     visible = folder.files(task.frame).image_name(task.camera, "visible", lowres=task.lowres_only)
     if visible is not None:
         seen = read_image(folder.images_path(task.frame) / visible)[:1]
         matte = torch.where(resize(seen, matte.shape[1]) >= 128, matte, 0)
-    if not task.lowres_only:
-        folder.image_path(task.frame, task.camera, "mask", lowres=True).unlink(missing_ok=True)  # until it is written anew, the picture is not done
-        write_pixels(folder.image_path(task.frame, task.camera, "mask"), matte)
-    write_pixels(folder.image_path(task.frame, task.camera, "mask", lowres=True), resize(matte, LOWRES))
+    if task.lowres_only:
+        write_pixels(folder.image_path(task.frame, task.camera, "mask", lowres=True), resize(matte, LOWRES_SIZE))
+        return
+    folder.image_path(task.frame, task.camera, "mask", lowres=True).unlink(missing_ok=True)  # never beside another's large one
+    write_pixels(folder.image_path(task.frame, task.camera, "mask"), matte)
+    _write_small(folder, task)
+
+
+def _write_small(folder: CaptureFolder, task: Task) -> None:
+    name = folder.files(task.frame).image_name(task.camera, "mask")
+    matte = read_image(folder.images_path(task.frame) / (name or ""))
+    write_pixels(folder.image_path(task.frame, task.camera, "mask", lowres=True), resize(matte, LOWRES_SIZE))
 
 
 def odd_ones(outcome: Outcome) -> list[str]:

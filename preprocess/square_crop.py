@@ -13,7 +13,6 @@ from preprocess.color_correction import ColorCorrection
 
 RAW_WIDTH, RAW_HEIGHT = 2200, 3208  # pixels of a NeRSemble picture: published crops and calibrations are in these
 PUBLISHED_CROP = (-200, 304, 2600)  # left, top, side
-LOWRES = 256
 
 
 @dataclass(frozen=True)

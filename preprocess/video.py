@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lib.datasets.images import read_image
-from lib.datasets.layout import IMAGE_SUFFIXES, FrameRecord, by_number, read_camera_file
+from lib.datasets.layout import IMAGE_SUFFIXES, LOWRES_SIZE, FrameRecord, by_number, read_camera_file
 from lib.errors import InputError
 from lib.geometry.camera import Camera
 from lib.training.runtime import is_terminal, run
 from preprocess.frame_writer import Lens, SubjectWriter, gigabytes
 from preprocess.raw_videos import decode, read_video
-from preprocess.square_crop import LOWRES, SquareCrop, within
+from preprocess.square_crop import SquareCrop, within
 
 CAMERA = "0"
 PHONE_MM, FILM_DIAGONAL_MM = 28.0, math.hypot(36.0, 24.0)
@@ -65,19 +65,18 @@ def main() -> None:
     parser.add_argument("--crop", type=int, nargs=3, metavar=("LEFT", "TOP", "SIDE"),
                         help="square in pixels of the source; outside is black (default: the largest one around the centre)")
     parser.add_argument("--size", type=int, help=f"of the pictures written, pixels (default: the side of the crop, at most {LARGEST_SIZE})")
-    parser.add_argument("--lowres", type=int, default=LOWRES, help="of their small twins, pixels (default: %(default)s)")
     options = parser.parse_args()
-    for option, value in (("--every", options.every), ("--size", options.size or 1), ("--lowres", options.lowres)):
+    for option, value in (("--every", options.every), ("--size", options.size or 1)):
         if value < 1:
             raise InputError(f"{option}: expected 1 or more, found {value}")
     if options.focal is not None and not 0 < options.focal < math.inf:
         raise InputError(f"--focal: expected a positive number of pixels, found {options.focal:g}")
     extract(open_source(options.source), options.output, Intrinsics(options.focal, options.camera), options.every,
-            tuple(options.crop) if options.crop else None, options.size, options.lowres)
+            tuple(options.crop) if options.crop else None, options.size)
 
 
 def extract(source: Source, output: Path, known: Intrinsics, every: int = 1, crop: tuple[int, int, int] | None = None, size: int | None = None,
-            lowres: int = LOWRES) -> None:
+            ) -> None:
     """Makes the subject folder, or goes on with it. Raises InputError for anything in the source that cannot be used."""
     numbers = list(range(0, len(source.times), every))
     first = next(source.read(numbers[:1]))[1]
@@ -89,10 +88,10 @@ def extract(source: Source, output: Path, known: Intrinsics, every: int = 1, cro
     frames = {number: f"{row:04d}" for row, number in enumerate(numbers)}
     records = [FrameRecord(frame, source.path.stem, source.times[number]) for number, frame in frames.items()]
     made_with = {
-        "source": source.path.name, "every": str(every), "crop": f"{left} {top} {side}", "size": str(square.size), "lowres": str(lowres),
+        "source": source.path.name, "every": str(every), "crop": f"{left} {top} {side}", "size": str(square.size), "lowres": str(LOWRES_SIZE),
         "focal": " ".join(f"{value:.6g}" for value in camera.intrinsics[0, :2].flatten().tolist()),
     }
-    with SubjectWriter(output, made_with, records, {CAMERA: Lens(camera, square, lowres)}) as writer:
+    with SubjectWriter(output, made_with, records, {CAMERA: Lens(camera, square)}) as writer:
         if writer.is_complete():
             print(f"{output} is complete: nothing to do")
             return

@@ -33,7 +33,7 @@ def _made(root: Path) -> Path:
 
 def extraction(raw: Path, output: Path, **changes: object) -> Extraction:
     """Of FILMING, with the frame numbers of its truth."""
-    return Extraction(**({"raw": raw, "person": "031", "output": output, "every": STEP, "size": SIZE, "lowres": 16} | changes))
+    return Extraction(**({"raw": raw, "person": "031", "output": output, "every": STEP, "size": SIZE} | changes))
 
 
 def grey_video(path: Path, moments: list[int], rate: int = 25, width: int = 22, height: int = 32, unit: int = 512) -> None:

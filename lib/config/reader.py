@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import math
 import re
 import types
 import typing
@@ -35,12 +36,26 @@ class Arguments:
     profile: bool = False
 
 
+class _Written(float):
+    """A number that knows how it was written: where a name is expected, `1.10` and `3e2` are names."""
+
+    def __new__(cls, text: str | float) -> "_Written":
+        number = super().__new__(cls, text)
+        number.text = str(text)
+        return number
+
+    def __repr__(self) -> str:
+        return self.text
+
+    __str__ = __repr__
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML with numbers as people write them: `1e-3` is a float; names such as `0010` or `1_2` stay strings."""
+    """YAML with numbers as people write them: `1e-3` is a float; names such as `0010`, `1_2` or `2024-05-01` stay strings."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")]
+    first: [(tag, regexp) for tag, regexp in resolvers if tag.rpartition(":")[2] not in ("int", "float", "timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
@@ -49,6 +64,14 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+\.\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"),
     list("-+0123456789."),
 )
+
+
+def _written(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    value = loader.construct_yaml_float(node)
+    return _Written(node.value) if math.isfinite(value) else value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _written)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -1,8 +1,10 @@
 """The base class of every configuration section."""
 
-from typing import Annotated
+import typing
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
 
 from lib.files import name_fault
 
@@ -21,3 +23,19 @@ class Config(BaseModel):
     """Immutable section of a YAML file: unknown keys are refused, numbers are finite, every field carries one line of documentation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _folders_of_digits(cls, value: Any, info: Any) -> Any:
+        """A file or folder may be called 031, 31 or 1.10, as a name may."""
+        if not _holds_path(cls.model_fields[info.field_name].annotation):
+            return value
+        return [_as_path(one) for one in value] if isinstance(value, list) else _as_path(value)
+
+
+def _holds_path(annotation: Any) -> bool:
+    return annotation is Path or any(map(_holds_path, typing.get_args(annotation)))
+
+
+def _as_path(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value

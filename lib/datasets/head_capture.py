@@ -14,8 +14,8 @@ from torch import Tensor
 from lib.config import Config, Name
 from lib.datasets.batches import HeadBatch
 from lib.datasets.images import read_image, resize, stored_size
-from lib.datasets.inventory import LOWRES_SIZE, take_inventory
-from lib.datasets.layout import LANDMARK_COUNT, CaptureFolder, FrameParams
+from lib.datasets.inventory import take_inventory
+from lib.datasets.layout import LANDMARK_COUNT, LOWRES_SIZE, CaptureFolder, FrameParams
 from lib.datasets.retarget import TrainedFace, trained_face
 from lib.errors import InputError
 from lib.geometry.camera import Camera

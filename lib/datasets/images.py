@@ -1,6 +1,7 @@
 """Image files <-> tensors: complete decoding or an error, and resampling."""
 
 import contextlib
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ PIXELS_PER_BYTE = {b"\x89P": 1032 * 8, b"\xff\xd8": 512}
 HEADER = 1 << 17  # bytes at the beginning of a file in which its size is told, with usual previews and profiles before it
 TAIL = 4096  # bytes at the end of a file in which its end marker lies, zeros that some writers append included
 # The last bytes of a complete file. OpenCV fills the missing part of a cut JPEG with grey and says nothing.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _ENDINGS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
 
 
@@ -31,8 +33,9 @@ def check_complete(path: Path) -> int:
         size = file.seek(0, 2)
         file.seek(max(0, size - TAIL))
         tail = file.read()
-    # Longer padding than that is rare, so that only then the whole file is read.
-    _expect_whole(path, start, tail if tail.strip(b"\0") else path.read_bytes(), size)
+    with _told(path):
+        # Longer padding than that, and what phones append, are rare, so that only then the whole file is read.
+        _expect_whole(path, start, tail if tail.rstrip(b"\0").endswith(_ENDINGS.get(start, b"?")) else path.read_bytes(), size)
     return size
 
 
@@ -70,8 +73,23 @@ def _expect_whole(path: Path, start: bytes, tail: bytes, size: int) -> None:
     ending = _ENDINGS.get(start)
     if ending is None:
         raise InputError(f"{path}: expected a JPEG or PNG, found {size} bytes that are neither; write the image again")
-    if not tail.rstrip(b"\0").endswith(ending):
+    if not tail.rstrip(b"\0").endswith(ending) and not _ends_within(tail):
         raise InputError(f"{path}: the image is cut off ({size} bytes, no end marker); copy or extract it again")
+
+
+def _ends_within(data: bytes) -> bool:
+    """Whether a whole JPEG has its end before that of its file, as those of phones that append a video or data of their own."""
+    place = 2
+    while data[:2] == b"\xff\xd8" and place + 4 <= len(data) and data[place] == 0xFF:
+        kind = data[place + 1]
+        if kind == 0xD9:
+            return True
+        place += 1 if kind == 0xFF else 2 + int.from_bytes(data[place + 2:place + 4], "big")
+        if kind == 0xDA:  # pixels follow, in which FF is followed by 00 or the number of a restart
+            place = next((found.start() for found in _MARKER.finditer(data, place)), len(data))
+            if data[place:place + 2] == b"\xff\xd9":
+                return True
+    return False
 
 
 def _expect_possible(path: Path, data: bytes) -> None:

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.datasets.layout import LANDMARKS_NAME, PARAMS_NAME, VERTICES_NAME, CaptureFolder, FrameFiles
+from lib.datasets.layout import LANDMARKS_NAME, LOWRES_SIZE, PARAMS_NAME, VERTICES_NAME, CaptureFolder, FrameFiles
 from lib.errors import InputError
 
-LOWRES_SIZE = 256  # pixels of the `_lowres` files
 NAMED = 4  # how many names a message lists before it counts the rest
 
 # What makes a missing file, by what it is; {subject} is the folder. In the order in which they are made.

@@ -35,6 +35,7 @@ OUTER_MOUTH_CORNERS = (48, 54)  # rows of the 68-point set that the 66 landmarks
 JAW_ROWS = slice(0, 17)
 CONTROL_VERTEX_STRIDE = 100  # control landmarks are the 66 landmarks and every 100th model vertex
 PARAMS_NAME, LANDMARKS_NAME, VERTICES_NAME = "params.npz", "lmk_3d.npy", "vertices.npy"
+LOWRES_SIZE = 256  # pixels of the `_lowres` files
 IMAGE_SUFFIXES = (".jpg", ".png")  # in order of preference
 # (identity, expression) coefficients -> the model that the published fitting, or that of this project, writes with these.
 MODELS: dict[tuple[int, int], tuple[str, ...]] = {

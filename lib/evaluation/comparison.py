@@ -16,6 +16,7 @@ from lib.files import write_whole
 
 OPTION = "--compare"
 NOT_MEASURED = ("frames",)  # equal in all, as the pictures are
+UNRANKED = ("neutral_mouth_psnr", "expressionless_psnr", "change", "silhouette_area")  # yardsticks, and what describes a video: none is best
 SUMMARY = ("psnr", "ssim", "mask_psnr", "lpips_vgg", "mouth_psnr")  # of subjects, for a terminal
 
 
@@ -114,7 +115,7 @@ def _rows(results: list[Result]) -> list[list[str]]:
             if known:
                 faster_or_better = name == "frames_per_second" or higher_is_better(name)
                 best = (max if faster_or_better else min)(known)
-                star = len(set(known)) > 1
+                star = len(set(known)) > 1 and name not in UNRANKED
                 rows.append([split, name, *(_cell(value) + "*" * (star and value == best) for value in values)])
     return rows
 

@@ -18,7 +18,7 @@ from lib.datasets.driving import DrivingConfig
 from lib.datasets.tracked.benchmark import read_calibration
 from lib.datasets.video import VideoWriter, to_yuv420
 from lib.errors import InputError
-from lib.files import make_folder, name_fault, remove
+from lib.files import RunLock, name_fault, remove, wait_for
 from lib.geometry.camera import Camera
 
 CRF, PRESET = 14, "medium"  # 14: as the benchmark asks
@@ -105,11 +105,18 @@ def write_video(config: SubmissionConfig, sequence: str, camera: str, pictures: 
 
 
 def pack(config: SubmissionConfig) -> Packed:
-    """The zip of all expected videos that are there; it replaces the one before at once. Raises InputError where it cannot be written."""
+    """The zip of all expected videos that are there; it replaces the one before at once. Who packs it for another participant is waited for.
+
+    Raises InputError where it cannot be written.
+    """
     path = config.folder.with_name(config.folder.name + ".zip")
+    with wait_for(RunLock(path.with_name(path.name + ".lock"), "evaluation.submission.folder")):
+        return _packed(config, path)
+
+
+def _packed(config: SubmissionConfig, path: Path) -> Packed:
     partial = path.with_name(path.name + ".partial")
     present = [name for name in config.names() if (config.folder / name).is_file()]
-    make_folder(path.parent)
     try:
         partial.unlink(missing_ok=True)  # in a folder from somebody else it may be a link that leads anywhere
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:  # videos do not become smaller

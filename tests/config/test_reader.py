@@ -123,9 +123,16 @@ def test_numbers_as_people_write_them(tmp_path, text, value):
     assert read(tmp_path, f"needed: 1\ninner:\n  rate: {text}\n").inner.rate == value
 
 
-@pytest.mark.parametrize("name", ["0010", "'0010'", "222200036", "'222200036'", "08", "cam_1", "0", "1_2"])
+@pytest.mark.parametrize("name", ["0010", "'0010'", "222200036", "'222200036'", "08", "cam_1", "1_2", "1.10", "222e4", "3.", "2024-05-01"])
 def test_camera_names_stay_as_written(tmp_path, name):
     assert read(tmp_path, f"needed: 1\ninner:\n  cameras: [{name}]\n").inner.cameras == (name.strip("'"),)
+
+
+@pytest.mark.parametrize("name", ["31", "1.10", "2024-05-01", "1e5"])
+def test_folders_and_runs_may_be_called_like_numbers(tmp_path, name):
+    config = read(tmp_path, f"dataset: {{dataroot: {name}}}\nrecorder: {{name: {name}}}\n", f"load_meshhead_checkpoint={name}",
+                  schema=MeshHeadTrainConfig)
+    assert (config.dataset.dataroot, config.load_meshhead_checkpoint, config.recorder.name) == (Path(name), Path(name), name)
 
 
 def test_leading_zeros_survive_an_override(tmp_path):
@@ -199,7 +206,7 @@ def test_override_into_an_empty_section(tmp_path):
     ("needed.deep=3", "'needed' is not a section"),
     ("inner.rate=[1", "inner.rate"),
     ("nowhere.at.all=3", "nowhere"),
-    ("needed=2001-99-99", "needed: not a YAML value"),
+    ("needed=!!timestamp 2001-99-99", "needed: not a YAML value"),
     ("needed=" + "[" * 9000, "nested too deeply"),
     ("needed=!!timestamp x", "needed: not a YAML value"),
     ("inner.rate=.inf", "inner.rate: input should be a finite number"),

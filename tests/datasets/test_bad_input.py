@@ -10,10 +10,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig, Picture
+from lib.datasets.images import check_complete, read_image
 from lib.datasets.layout import read_params_file
 from lib.errors import InputError
 from tests.tiny import CAMERAS, SIZE, copy_subject, dataset_dict
@@ -272,6 +274,22 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 def test_damaged_file(copy, name, damage):
     DAMAGES[damage](copy / name)
     assert str(copy / name) in refusal(copy)
+
+
+@pytest.mark.parametrize("trailer", [b"SEFT\x01\x02", b"\0" * 5000 + b"video " * 2000, b"\xff\xd8\xff\xe0" * 3], ids=["few", "many", "another"])
+@pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)], ids=["", "progressive", "restarts"])
+def test_a_jpeg_may_have_more_behind_it_but_must_not_lack_its_end(copy, trailer, options):
+    """As phones append it."""
+    path = copy / IMAGE
+    assert cv2.imwrite(str(path), cv2.imread(str(path)), options)
+    whole, wanted = path.read_bytes(), read_image(path)
+    path.write_bytes(whole + trailer)
+    assert torch.equal(read_image(path), wanted) and check_complete(path) == len(whole) + len(trailer)
+    for part in (whole[:-2], whole[:len(whole) // 2], whole[:300]):
+        path.write_bytes(part + trailer)
+        for read in (read_image, check_complete):
+            with pytest.raises(InputError, match="cut off"):
+                read(path)
 
 
 def test_truncated_png(copy):

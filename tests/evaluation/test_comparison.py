@@ -1,6 +1,7 @@
 """Runs side by side: what is best, and which are not compared."""
 
 import csv
+import dataclasses
 
 import pytest
 
@@ -29,6 +30,15 @@ def refused(runs, protocol: Protocol) -> str:
         compare(ComparisonRequest(runs, None))
     assert all(str(folder) in str(error.value) for folder in runs)
     return str(error.value)
+
+
+def test_yardsticks_have_no_star(runs):
+    for folder, level in zip(runs, (10.0, 11.0), strict=True):
+        one = scores()
+        columns = tuple((*row[:1], level, *row[2:]) for row in one.values)
+        write_scores(folder, [dataclasses.replace(one, names=(one.names[0], "neutral_mouth_psnr", *one.names[2:]), values=columns)], PROTOCOL, {})
+    line = next(line for line in compare(ComparisonRequest(runs, None)).splitlines() if "neutral_mouth_psnr" in line)
+    assert "10" in line and "11" in line and "*" not in line
 
 
 def test_the_best_of_a_row_has_a_star(runs):

@@ -1,6 +1,8 @@
 """Videos of a benchmark: where they go, what they show, and what a zip lacks."""
 
 import json
+import subprocess
+import sys
 import zipfile
 
 import av
@@ -53,6 +55,19 @@ def test_videos_have_size_rate_and_every_picture(tmp_path):
         frames = [frame.to_ndarray(format="rgb24").mean() / 255.0 for frame in container.decode(stream)]
     assert frames == pytest.approx(levels, abs=0.02)
     assert b"crf=14.0" in path.read_bytes()  # x264 writes its settings into the stream
+
+
+def test_who_packs_for_another_participant_is_waited_for(tmp_path, capsys):
+    """Both have one zip."""
+    given = config(tmp_path)
+    code = ("import sys, time; from pathlib import Path; from lib.files import RunLock\n"
+            "with RunLock(Path(sys.argv[1])):\n print('held', flush=True); time.sleep(1.0)\n Path(sys.argv[2]).touch()")
+    lock, ended = given.folder.with_name(given.folder.name + ".zip.lock"), tmp_path / "ended"
+    other = subprocess.Popen([sys.executable, "-c", code, str(lock), str(ended)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    assert pack(given).path.exists() and ended.exists() and not lock.exists()
+    assert f"waiting: {tmp_path / 'sent'}: process {other.pid} " in capsys.readouterr().out
+    other.communicate()
 
 
 def test_the_driver_is_named_by_participant_and_sequence(tmp_path):

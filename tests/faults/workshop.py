@@ -73,7 +73,7 @@ class Workshop:
             "video": ("reenactment", "--config", "reenactment.yaml"),
             "evaluation": ("evaluate", "--config", "gaussianhead.yaml"),
             "extraction": ("preprocess.nersemble", str(self.raw), "--id", "031", "--output", "subject", "--every", "2", "--size", "48",
-                           "--lowres", "16", "--workers", "1"),
+                           "--workers", "1"),
             "mattes": ("preprocess.remove_background", "subject", "--matter", "classical"),
             "landmarks": ("preprocess.landmarks", "subject", "--from", "given"),
             "3DMM": ("preprocess.fit_3dmm", "subject"),

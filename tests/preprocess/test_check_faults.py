@@ -28,9 +28,13 @@ def copy(subject, tmp_path):
 
 @pytest.fixture(params=["detections", "pictures alone"])
 def evidence(request, copy):
-    """The copy with exact detections, and without any."""
+    """The copy with detections that are exact but for one point of every picture, of which they are not sure; and without any."""
     if request.param == "detections":
         write_detections(copy)
+        for number, path in enumerate(sorted((copy / "landmarks").rglob("lmk_*.npy"))):
+            points = np.load(path)
+            points[20 + number % 40] = (30.0, 5.0, 0.3)
+            np.save(path, points)
     return copy
 
 

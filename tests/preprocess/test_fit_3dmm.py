@@ -268,6 +268,9 @@ def matted(tmp_path_factory):
             camera = Camera(cameras.world_to_camera[[c]], cameras.intrinsics[[c]], 128, 128)
             matte = head.draw(vertices.float(), camera).mask[0]
             write_image(folder.image_path(f"{frame:04d}", str(c), "mask"), matte.expand(3, -1, -1))
+            path = folder.camera_path(f"{frame:04d}", str(c))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path, extrinsic=cameras.world_to_camera[c].numpy(), intrinsic=cameras.intrinsics[c].numpy())
     chosen = [0, 3]
     return folder, dataclasses.replace(person, expression=person.expression[chosen], vertices=person.vertices[chosen],
                                        landmarks=person.landmarks[chosen], head=HeadPose(person.head.pose[chosen], person.head.scale[chosen]))
@@ -293,6 +296,20 @@ def test_without_mattes_silhouettes_are_refused(matted):
         read_mattes(folder, folder.frames(), ["another"])
 
 
+def test_outlines_are_of_cameras_that_there_are(made, subject, tmp_path):
+    """Also of those that detect nothing: from the side an outline says most."""
+    folder = CaptureFolder(subject)
+    frames, blind, gone = folder.frames(), CAMERAS[1], CAMERAS[2]
+    folder.detections_path(frames[0], blind).unlink()
+    folder.detections_path(frames[0], gone).unlink()
+    folder.camera_path(frames[0], gone).unlink()
+    seen = read_observations(folder, frames, list(CAMERAS), TINY_SIZE)
+    wanted = CaptureFolder(made.subject).read_camera(frames[0], blind)[0]
+    assert torch.equal(seen.camera.world_to_camera[0, 1].float(), wanted.float()) and not bool(seen.scores[0, 1:3].any())
+    there = read_mattes(folder, frames, list(CAMERAS)).there
+    assert there[0, 1] and not there[0, 2] and int((~there).sum()) == 1
+
+
 def test_distance_to_a_straight_edge():
     inside = np.zeros((256, 256), np.uint8)
     inside[:, :100] = 1
@@ -301,6 +318,29 @@ def test_distance_to_a_straight_edge():
     distance, normal = sample(field, pixels)
     torch.testing.assert_close(distance[0], torch.tensor([-10.0, 0.0, 15.0], dtype=torch.float64), atol=0.1, rtol=0)
     torch.testing.assert_close(normal[0], torch.tensor([[1.0, 0.0]] * 3, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("detecting", [2, 3, 5])
+def test_few_cameras_of_a_large_rig_are_enough(truth, detecting):
+    """Others each frame, by chance."""
+    detected = detect(truth, Condition(0.0, 0.0, tuple(range(16))), seed=1)
+    scores, random = detected.seen.scores.clone(), np.random.default_rng(0)
+    for frame in scores:
+        frame[random.permutation(16)[detecting:]] = 0.0
+    points, trust = triangulate(dataclasses.replace(detected.seen, scores=scores))
+    assert bool((trust >= 2).all()) and float((points - truth.landmarks).norm(dim=-1).max()) < 1e-6
+
+
+def test_a_detector_that_is_never_sure_is_taken_as_one_that_is(subject, tmp_path, monkeypatch):
+    """Peaks of heat maps that nobody calibrated."""
+    for path in subject.rglob("lmk_*.npy"):
+        points = np.load(path)
+        points[:, 2] = 0.3
+        np.save(path, points)
+    command(monkeypatch, subject, "--results", tmp_path / "results", "least_noise=0.5")
+    report = json.loads((tmp_path / "results" / "demo" / "report.json").read_text())
+    assert report["overall"]["detections"] > 0 and report["overall"]["median_px"] < 1.0
+    assert cv2.imread(str(tmp_path / "results" / "demo" / "overlays.png")).std() > 10
 
 
 @pytest.mark.parametrize("outliers", [0.0, 0.3])

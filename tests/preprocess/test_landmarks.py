@@ -268,6 +268,10 @@ def test_published_files_are_taken_over_and_what_is_missing_is_told(copy, call, 
     assert f"MISSING for 1 of {PICTURES} pictures: frame 0005 camera {USED[1]}" in out and "lmk_other.npy" in out
     assert json.loads(CaptureFolder(copy).detector_path().read_text()) == {"size": 64, "detector": "somebody"}
     call(copy, "--from", source)  # the same again changes nothing
+    damaged = sorted((copy / "landmarks").rglob("lmk_*.npy"))[1]
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    assert str(damaged) in refusal(call, copy, "--from", source)
+    call(copy, "--from", source, "--overwrite")
 
 
 def test_vhap_files_become_pixels(copy, call, tmp_path):

@@ -168,6 +168,9 @@ def test_auto_takes_what_is_there(tmp_path, monkeypatch, capsys):
     saved(BackgroundNetwork(), tmp_path / "torchscript_resnet50_fp32.pth")
     assert open_matting("auto", None, "cpu", has_backgrounds=True).name == "background_matting_v2"
     assert open_matting("auto", None, "cpu", has_backgrounds=False).name == "robust_video_matting"
+    (tmp_path / "rvm_mobilenetv3_fp32.torchscript").unlink()
+    assert open_matting("auto", None, "cpu", has_backgrounds=False).name == "classical"
+    assert "no background/image_<camera>.jpg, without which background_matting_v2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "says"), [

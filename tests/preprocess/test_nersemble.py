@@ -96,8 +96,8 @@ def test_visible_maps_tell_picture_from_padding(subject):
         assert visible.shape == (SIZE, SIZE) and set(np.unique(visible[:, [0, 1, SIZE // 2, -2, -1]])) == {0, 255}
         assert (visible > 127).mean() == pytest.approx(2200 * scale / SIZE, abs=1.5 / SIZE)
         assert image[:, 0].max() < 20 and image[visible == 255].mean() > 60  # JPEG rings at the edge
-        assert cv2.imread(str(made.image_path("0000", camera, "visible", lowres=True))).shape == (16, 16, 3)
-        assert cv2.imread(str(made.image_path("0000", camera, lowres=True))).shape == (16, 16, 3)
+        assert cv2.imread(str(made.image_path("0000", camera, "visible", lowres=True))).shape == (256, 256, 3)
+        assert cv2.imread(str(made.image_path("0000", camera, lowres=True))).shape == (256, 256, 3)
 
 
 def test_the_published_crop_pads_157_and_a_half_columns():
@@ -137,7 +137,7 @@ def test_the_same_command_again_does_nothing_and_another_is_refused_by_option(ra
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     extract(extraction(raw, tmp_path / "subject"))
     assert "nothing to do" in capsys.readouterr().out
-    for name, value in (("every", 1), ("size", 40), ("lowres", 8), ("crop", (0, 0, 2200)), ("cameras", CAMERAS[:1]), ("sequences", ("EXP-*",)),
+    for name, value in (("every", 1), ("size", 40), ("crop", (0, 0, 2200)), ("cameras", CAMERAS[:1]), ("sequences", ("EXP-*",)),
                         ("color", "cheung")):
         with pytest.raises(InputError, match=rf"subject: exists with --{name} "):
             extract(extraction(raw, tmp_path / "subject", **{name: value}))
@@ -161,7 +161,7 @@ def test_a_foreign_folder_stays_as_it_is(raw, tmp_path):
 
 def test_too_small_a_disk_is_refused_with_both_numbers_before_anything_is_written(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(frame_writer.shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**9, 10**9 - 5000, 5000))
-    with pytest.raises(InputError, match=r"about 0\.0\d+ MB are needed, but its disk has 0\.005 MB free"):
+    with pytest.raises(InputError, match=r"about 0\.1\d+ MB are needed, but its disk has 0\.005 MB free"):
         extract(extraction(raw, tmp_path / "subject"))
     assert list(tmp_path.iterdir()) == []
 

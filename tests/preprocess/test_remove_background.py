@@ -57,14 +57,35 @@ def test_every_picture_has_its_mattes(subject, captured, tmp_path):
 def test_what_is_there_is_kept_and_what_is_cut_off_is_done_again(subject):
     call(subject)
     complete = masks(subject)
-    kept, cut, gone = list(complete)[0], list(complete)[3], list(complete)[-1]
-    kept.write_bytes(complete[list(complete)[1]])
+    kept, cut, gone, small = (list(complete)[k] for k in (1, 2, -4, -1))
+    assert "lowres" not in kept.name + gone.name and "lowres" in cut.name and "lowres" in small.name
+    kept.write_bytes(complete[list(complete)[0]])
     cut.write_bytes(complete[cut][:100])
     gone.unlink()
+    small.unlink()
     call(subject)
-    assert masks(subject) == complete | {kept: complete[list(complete)[1]]}
+    assert masks(subject) == complete | {kept: complete[list(complete)[0]]}
     call(subject, "--overwrite")
     assert masks(subject) == complete
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_mattes_of_your_own_are_kept_where_only_the_small_ones_are_missing(subject, suffix, capsys):
+    call(subject)
+    own = {}
+    for path in subject.root.glob("images/*/mask_lowres_*"):
+        path.unlink()
+    for path in list(masks(subject)):
+        matte = torch.where(read_image(path) > 128, 255, 0).byte()
+        matte[:, :9] = 255  # as no matting here would make it
+        path.unlink()
+        write_pixels(path.with_suffix(suffix), matte)
+        own[path.with_suffix(suffix)] = path.with_suffix(suffix).read_bytes()
+    call(subject)
+    found = masks(subject)
+    assert {path: found.pop(path) for path in own} == own and len(found) == len(own)
+    assert all("lowres" in path.name and int(read_image(path)[:, :16].min()) > 240 for path in found)
+    assert f"made the small mattes of {len(own)} pictures" in capsys.readouterr().out
 
 
 def test_a_picture_that_cannot_be_used_stops_no_other(subject, capsys):

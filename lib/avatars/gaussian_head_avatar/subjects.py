@@ -48,7 +48,7 @@ class SubjectConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _bare(cls, value: Any) -> Any:
-        return {"dataroot": value} if isinstance(value, str) else value
+        return value if isinstance(value, dict) else {"dataroot": value}
 
 
 class SubjectsConfig(Config):
