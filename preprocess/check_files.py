@@ -3,12 +3,13 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from lib.datasets.capture_check import FULL_MATTE
 from lib.datasets.head_capture import FOREGROUND, HeadCapture
-from lib.datasets.images import check_complete, read_image, stored_size
+from lib.datasets.images import look_at, read_image
 from lib.datasets.inventory import Inventory
 from lib.datasets.layout import LOWRES_SIZE
 from lib.errors import InputError
@@ -45,39 +46,42 @@ def unreadable_findings(inventory: Inventory) -> list[Finding]:
     return found
 
 
-def picture_findings(inventory: Inventory, full: bool) -> list[Finding]:
-    """Pictures that are cut off, and mattes that are black or cover everything. `full` decodes all of them."""
-    found, sizes = [], defaultdict(list)
+@dataclass(frozen=True)
+class PictureFindings:
+    """What is wrong with pictures themselves, and with their sizes."""
+
+    broken: list[Finding]
+    sizes: list[Finding]
+
+
+def picture_findings(inventory: Inventory, original_resolution: int, full: bool) -> PictureFindings:
+    """Pictures that are cut off, mattes that are black or cover everything; pictures that are not of the size that intrinsics refer to, as their
+    headers tell, one finding for a camera. Each file is opened once; `full` decodes all of them."""
+    broken, mattes, others = [], defaultdict(list), defaultdict(list)
     for frame, camera, kind, path in _pictures(inventory):
         try:
-            size = check_complete(path)
+            stored = look_at(path)
             if full:
                 read_image(path)
         except InputError as error:
-            found.append(Finding("unreadable_picture", f"{error} (frame {frame}, camera {camera})", (str(path),), (frame,), (camera,)))
-        else:
-            if kind == "mask":
-                sizes[camera, path.name].append((size, frame, path))
-    total = sum(size for group in sizes.values() for size, _, _ in group)
-    for (camera, _), group in sizes.items():
+            broken.append(Finding("unreadable_picture", f"{error} (frame {frame}, camera {camera})", (str(path),), (frame,), (camera,)))
+            continue
+        size, expected = (stored.width, stored.height), LOWRES_SIZE if "_lowres_" in path.name else original_resolution
+        if any(size) and size != (expected, expected):
+            others[camera].append((frame, path, size))
+        if kind == "mask":
+            mattes[camera, path.name].append((stored.bytes, frame, path))
+    total = sum(size for group in mattes.values() for size, _, _ in group)
+    for (camera, _), group in mattes.items():
         usual = median(size for size, _, _ in group)
         for size, frame, path in group:
             if full or total <= DECODED_BYTES or not usual / UNLIKE < size < usual * UNLIKE:
-                found += _matte_findings(path, frame, camera)
-    return found
-
-
-def size_findings(inventory: Inventory, original_resolution: int) -> list[Finding]:
-    """Pictures that are not of the size that intrinsics refer to, as their headers tell; one finding for a camera."""
-    others: dict[str, list[tuple[str, Path, tuple[int, int]]]] = defaultdict(list)
-    for frame, camera, _, path in _pictures(inventory):
-        size, expected = stored_size(path), LOWRES_SIZE if "_lowres_" in path.name else original_resolution
-        if any(size) and size != (expected, expected):
-            others[camera].append((frame, path, size))
+                broken += _matte_findings(path, frame, camera)
     must = f"full pictures and mattes must have dataset.original_resolution, {original_resolution}, lowres ones {LOWRES_SIZE}"
-    return [Finding("picture_size", f"{path}: {width}x{height} pixels (frame {frame}, camera {camera}; {len(group)} of its pictures); {must}",
-                    (str(path),), (frame,), (camera,))
-            for camera, group in others.items() for frame, path, (width, height) in group[:1]]
+    return PictureFindings(broken, [
+        Finding("picture_size", f"{path}: {width}x{height} pixels (frame {frame}, camera {camera}; {len(group)} of its pictures); {must}",
+                (str(path),), (frame,), (camera,))
+        for camera, group in others.items() for frame, path, (width, height) in group[:1]])
 
 
 def duplicate_findings(capture: HeadCapture, inventory: Inventory) -> list[Finding]:

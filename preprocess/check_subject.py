@@ -34,7 +34,7 @@ from preprocess.check_cameras import camera_findings
 from preprocess.check_colors import color_findings
 from preprocess.check_detections import read_detections
 from preprocess.check_evidence import Sight, frontal, see
-from preprocess.check_files import duplicate_findings, missing_findings, picture_findings, size_findings, unreadable_findings
+from preprocess.check_files import duplicate_findings, missing_findings, picture_findings, unreadable_findings
 from preprocess.check_findings import Finding, Mark, Number, numbers, told, write_report
 from preprocess.check_frames import frame_findings
 from preprocess.check_sheet import draw_sheet
@@ -126,9 +126,10 @@ def _look(
     print(f"{config.dataroot}: {len(inventory.files)} frames x {len(inventory.camera_ids)} cameras, "
           f"original_resolution {config.original_resolution}, resolution {config.resolution}")
     print(f"cameras: {', '.join(inventory.camera_ids)}")
-    findings = [*missing_findings(inventory), *unreadable_findings(inventory), *size_findings(inventory, config.original_resolution)]
+    pictures = picture_findings(inventory, config.original_resolution, full)
+    findings = [*missing_findings(inventory), *unreadable_findings(inventory), *pictures.sizes]
     blocked = bool(findings)
-    findings += picture_findings(inventory, full)
+    findings += pictures.broken
     if blocked:
         print("pictures and landmarks are compared once these files are there and right")
         return findings, (), None

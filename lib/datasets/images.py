@@ -4,7 +4,9 @@ import contextlib
 import re
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -19,6 +21,7 @@ JPEG_QUALITY = 95
 MOST_PIXELS = 1 << 28  # of one picture: more is a mistake, or meant to fill the memory
 # No picture can be larger: deflate (PNG) packs 1032 bytes into one, and a JPEG spends a bit on every 8x8 pixels at least.
 PIXELS_PER_BYTE = {b"\x89P": 1032 * 8, b"\xff\xd8": 512}
+BEGINNING = 4096  # bytes of a file in which its size is told as a rule
 HEADER = 1 << 17  # bytes at the beginning of a file in which its size is told, with usual previews and profiles before it
 TAIL = 4096  # bytes at the end of a file in which its end marker lies, zeros that some writers append included
 # The last bytes of a complete file. OpenCV fills the missing part of a cut JPEG with grey and says nothing.
@@ -26,17 +29,33 @@ _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _ENDINGS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
 
 
-def check_complete(path: Path) -> int:
-    """Size in bytes of a JPEG or PNG that begins and ends as a whole one does; nothing is decoded. Raises InputError as `read_image`."""
-    with _told(path), path.open("rb") as file:
-        start = file.read(2)
-        size = file.seek(0, 2)
-        file.seek(max(0, size - TAIL))
-        tail = file.read()
+@dataclass(frozen=True)
+class Stored:
+    """A picture on disk: bytes of the file, width and height as its header tells them (0: it does not)."""
+
+    bytes: int
+    width: int
+    height: int
+
+
+def look_at(path: Path) -> Stored:
+    """A JPEG or PNG that begins and ends as a whole one does; nothing is decoded. Raises InputError as `read_image`."""
     with _told(path):
+        with path.open("rb") as file:
+            head = _head(file)
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL))
+            tail = file.read()
         # Longer padding than that, and what phones append, are rare, so that only then the whole file is read.
-        _expect_whole(path, start, tail if tail.rstrip(b"\0").endswith(_ENDINGS.get(start, b"?")) else path.read_bytes(), size)
-    return size
+        whole = tail.rstrip(b"\0").endswith(_ENDINGS.get(head[:2], b"?"))
+        _expect_whole(path, head[:2], tail if whole else path.read_bytes(), size)
+    return Stored(size, *_declared_size(head))
+
+
+def _head(file: BinaryIO) -> bytes:
+    """As much of the beginning as tells the size, at most HEADER bytes."""
+    head = file.read(BEGINNING)
+    return head if any(_declared_size(head)) else head + file.read(HEADER - BEGINNING)
 
 
 def read_image(path: Path) -> UInt8[Tensor, "3 H W"]:
@@ -104,7 +123,7 @@ def stored_size(path: Path) -> tuple[int, int]:
     """Width and height as the header of a JPEG or PNG tells them; (0, 0) where it does not, or cannot be read. Nothing is decoded."""
     try:
         with path.open("rb") as file:
-            return _declared_size(file.read(HEADER))
+            return _declared_size(_head(file))
     except OSError:
         return 0, 0
 

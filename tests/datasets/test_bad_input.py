@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig, Picture
-from lib.datasets.images import check_complete, read_image
+from lib.datasets.images import look_at, read_image
 from lib.datasets.layout import read_params_file
 from lib.errors import InputError
 from tests.tiny import CAMERAS, SIZE, copy_subject, dataset_dict
@@ -284,10 +284,10 @@ def test_a_jpeg_may_have_more_behind_it_but_must_not_lack_its_end(copy, trailer,
     assert cv2.imwrite(str(path), cv2.imread(str(path)), options)
     whole, wanted = path.read_bytes(), read_image(path)
     path.write_bytes(whole + trailer)
-    assert torch.equal(read_image(path), wanted) and check_complete(path) == len(whole) + len(trailer)
+    assert torch.equal(read_image(path), wanted) and look_at(path).bytes == len(whole) + len(trailer)
     for part in (whole[:-2], whole[:len(whole) // 2], whole[:300]):
         path.write_bytes(part + trailer)
-        for read in (read_image, check_complete):
+        for read in (read_image, look_at):
             with pytest.raises(InputError, match="cut off"):
                 read(path)
 
