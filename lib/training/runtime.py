@@ -67,8 +67,10 @@ def _run(main: Callable[[], None]) -> int:
 def choose_device(name: str, gpu_id: int = 0, option: str = "trainer.device") -> torch.device:
     """`auto` is CUDA device `gpu_id` where there is one, else the CPU. Raises InputError, naming `option`, for a device that is not here.
 
-    Each of several processes has the CUDA device of its number on this machine.
+    Each of several processes has the CUDA device of its number on this machine. Convolutions of float32 compute in it from then on: torch lets
+    them round their factors to TF32 on CUDA, but here what may be rough says so (networks/precision.py).
     """
+    torch.backends.cudnn.allow_tf32 = False
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto" and devices == 0:
         print("no CUDA device here: running on the CPU (gpu_id is ignored)")

@@ -3,20 +3,24 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from lib.avatars.gaussian_head_avatar.avatar import avatar_from
+from lib.avatars.gaussian_head_avatar.config import check_same
 from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHeadConfig
 from lib.avatars.gaussian_head_avatar.handover import mesh_head_from
 from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
+from lib.avatars.gaussian_head_avatar.publish import MESH_KEYS
 from lib.avatars.gaussian_head_avatar.published import read_gaussian_head, read_mesh_head
 from lib.avatars.gaussian_head_avatar.reenactment import load_avatar
 from lib.avatars.gaussian_head_avatar.viewer.config import ViewerConfig
 from lib.errors import InputError
 from lib.networks.upsampler import UpsamplerConfig
 from lib.training.checkpoint import Checkpoint, read_checkpoint
-from tests.tiny import FRAMES, Tiny, gaussian_dict, mesh_dict, reenactment_dict, run_script
+from tests.tiny import FRAMES, Tiny, copy_subject, gaussian_dict, mesh_dict, reenactment_dict, run_script
 
 MESH, HEAD, SUPRES, POSES = "meshhead_latest", "gaussianhead_latest", "supres_latest", "delta_poses_latest"
 
@@ -149,6 +153,45 @@ def test_files_that_are_something_else_are_refused(published, runs, change, part
         read_head(published, runs)
     assert str(error.value).startswith(("load_gaussianhead_checkpoint: ", "gaussianheadmodule")) and str(published / HEAD) in str(error.value)
     assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+def test_stage_1_starts_from_a_published_mesh_head_whose_widths_no_yaml_tells(published, made, tmp_path):
+    values = mesh_dict(made.subject, tmp_path / "run", steps=1, name="next")
+    values["meshheadmodule"] = {key: value for key, value in values["meshheadmodule"].items() if not key.endswith("_mlp")}
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(published / MESH, tmp_path / "elsewhere" / MESH)
+    run_script("train_meshhead", values | {"load_meshhead_checkpoint": str(tmp_path / "elsewhere" / MESH)}, tmp_path)
+    assert (tmp_path / "run" / "checkpoints" / "next" / MESH).exists()
+
+
+@pytest.mark.parametrize("origin", ["ours", "published"])
+def test_stage_1_does_not_start_from_a_head_of_other_coefficients(published, runs, made, tmp_path, origin):
+    path = published / MESH if origin == "published" else runs / "checkpoints" / "tiny" / MESH
+    shutil.copy(path, tmp_path / "other")
+    subject = copy_subject(made.subject, tmp_path / "subject")
+    for file in subject.rglob("params.npz"):
+        arrays = dict(np.load(file))
+        np.savez(file, **arrays | {"exp_coeff": arrays["exp_coeff"][:, :7]})
+    values = mesh_dict(subject, tmp_path / "run", steps=1, name="next") | {"load_meshhead_checkpoint": str(tmp_path / "other")}
+    values["meshheadmodule"] = {key: value for key, value in values["meshheadmodule"].items() if not key.endswith("_mlp")}
+    with pytest.raises(InputError, match=r"other: was trained with 55 expression coefficients, the data has 7"):
+        run_script("train_meshhead", values, tmp_path)
+
+
+def test_a_key_that_is_newer_than_a_checkpoint_had_its_default(runs):
+    checkpoint = ours(runs, "gaussianhead")
+    section = {key: value for key, value in checkpoint.config["supresmodule"].items() if key != "skip"}
+    check_same(UpsamplerConfig(skip=False), section, "supresmodule", "old")
+    with pytest.raises(InputError, match=r"supresmodule\.skip is True, but old was trained with False"):
+        check_same(UpsamplerConfig(skip=True), section, "supresmodule", "old")
+
+
+def test_the_geometry_network_follows_the_encoding():
+    assert MeshHeadConfig().geo_mlp == (27, 256, 256, 256, 256, 256, 132) and MeshHeadConfig(pos_freq=6).geo_mlp[0] == 39
+    exported = MeshHeadConfig(pos_freq=6, geo_mlp=[39, 8, 8]).resolved(5).model_dump(mode="json", include=MESH_KEYS)
+    assert MeshHeadConfig.model_validate(exported).pos_freq == 6
+    with pytest.raises(ValidationError, match="geo_mlp must go from 39"):
+        MeshHeadConfig(pos_freq=6, geo_mlp=[27, 8, 8])
 
 
 def test_widths_that_differ_from_the_yaml_are_named(published, runs):

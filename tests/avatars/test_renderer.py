@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from benchmarks.reenact import make_avatar, make_driver
+from lib.avatars.gaussian_head_avatar import avatar as avatars
 from lib.avatars.gaussian_head_avatar.avatar import RGB, GaussianAvatar
 from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHead
 from lib.avatars.gaussian_head_avatar.renderer import AvatarRenderer
 from lib.geometry.head_pose import HeadPose
+from lib.networks.precision import set_precision
+from lib.render.gaussian.interface import rasterize
 
 SIZE, EXPRESSIONS = 64, 64
 PIXELS_PER_UNIT = 3.5 * 2048 * 0.1  # 2048², seen by the front camera at one metre; 0.1 metres per canonical unit
@@ -66,6 +69,24 @@ def test_on_the_cpu_it_is_the_avatar_to_the_bit(avatar, driver):
             assert torch.equal(renderer(driver[index]).image, expected.image)
             assert torch.allclose(coarse(driver[index]).image, expected.coarse.features[:, RGB], atol=1e-6)
     assert (renderer.width, coarse.width) == (SIZE, SIZE // 4)
+
+
+@pytest.mark.parametrize("precision", ["high", "highest"])
+def test_blending_is_as_exact_as_what_was_asked_for(avatar, driver, precision, monkeypatch):
+    """On a CPU everything is exact; there the choice is only looked at."""
+    asked = []
+
+    def noted(*scene, options):
+        asked.append(options.precision)
+        return rasterize(*scene, options=options)
+
+    monkeypatch.setattr(avatars, "rasterize", noted)
+    frame = driver[0]
+    set_precision(avatar, precision)
+    avatar(frame.expression, frame.pose_code, frame.head, frame.camera)
+    set_precision(avatar, "highest")
+    assert asked == [precision]
+    assert AvatarRenderer(avatar, SIZE, SIZE, precision).options.precision == "highest"
 
 
 def test_another_size_is_refused(avatar, driver):

@@ -225,6 +225,15 @@ def test_processes_need_devices_of_their_own(monkeypatch, name, local, said):
         choose_device(name)
 
 
+@pytest.mark.parametrize("name", ["auto", "cpu", "cuda:0"])
+def test_float32_is_float32_wherever_it_is_computed(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        choose_device(name)
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
 def test_two_gpus_train_what_one_does(made, tmp_path):

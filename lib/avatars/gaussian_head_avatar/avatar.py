@@ -10,8 +10,9 @@ from lib.errors import InputError
 from lib.gaussians.cloud import GaussianCloud
 from lib.geometry.camera import Camera
 from lib.geometry.head_pose import HeadPose
+from lib.networks.precision import Precision
 from lib.networks.upsampler import SCALE, Upsampler, UpsamplerConfig
-from lib.render.gaussian.contract import FeatureImage
+from lib.render.gaussian.contract import FeatureImage, RasterOptions
 from lib.render.gaussian.interface import rasterize
 from lib.tensors import TensorBundle
 from lib.training.checkpoint import Checkpoint, load_module
@@ -28,10 +29,11 @@ class AvatarImage(TensorBundle):
 
 
 class GaussianAvatar(nn.Module):
-    """Everything that is needed to draw."""
+    """Everything that is needed to draw. `precision`: of blending on CUDA, as RasterOptions has it; head and upsampler have their own."""
 
     def __init__(self, head: GaussianHead, upsampler: Upsampler) -> None:
         super().__init__()
+        self.precision: Precision = "highest"
         self.head, self.upsampler = head, upsampler
 
     def forward(self, expression: Float[Tensor, "B E"], pose_code: Float[Tensor, "B 6"], head: HeadPose, camera: Camera) -> AvatarImage:
@@ -42,7 +44,8 @@ class GaussianAvatar(nn.Module):
     def features(self, cloud: GaussianCloud, camera: Camera) -> FeatureImage:
         """The feature image of posed Gaussians alone, over a background of 1 in every channel."""
         background = cloud.features.new_ones(cloud.features.shape[-1])
-        return rasterize(cloud, camera.resized(camera.width // SCALE, camera.height // SCALE), background)
+        coarse = camera.resized(camera.width // SCALE, camera.height // SCALE)
+        return rasterize(cloud, coarse, background, options=RasterOptions(precision=self.precision))
 
 
 def avatar_from(checkpoint: Checkpoint) -> GaussianAvatar:

@@ -1,10 +1,12 @@
 """What the three YAML files of Gaussian Head Avatar share. Section and key names are those of the published system."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
 from lib.config import Config
 from lib.datasets.driving import DrivingConfig
 from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig
@@ -82,9 +84,12 @@ def shares_frames(capture: HeadCapture, checkpoint: Checkpoint) -> bool:
 
 
 def check_same(given: Config | None, trained: dict[str, Any], section: str, path: object) -> None:
-    """Raises InputError when a key written in `section` of a YAML differs from what the checkpoint was trained with."""
+    """Raises InputError when a key written in `section` of a YAML differs from what the checkpoint was trained with; keys that are newer than
+    the checkpoint had their defaults."""
     if given is None:
         return
+    with contextlib.suppress(ValidationError):
+        trained = type(given).model_validate(trained).model_dump(mode="json")
     values = given.model_dump(mode="json", include=given.model_fields_set)
     for key, value in values.items():
         if value != trained.get(key) and value != []:
@@ -97,6 +102,9 @@ def check_subject(checkpoint: Checkpoint, module: str, capture: HeadCapture) -> 
     if trained != capture.control_count:
         raise InputError(f"{checkpoint.path}: was trained with {trained} control landmarks, the data has {capture.control_count}: "
                          "it belongs to a subject fitted with another 3DMM")
-    width = checkpoint.config.get("gaussianheadmodule", {}).get("exp_coeffs_dim", capture.expression_count)
+    if module == "meshhead":
+        width = checkpoint.options("meshheadmodule", MeshHeadConfig).expression_count
+    else:
+        width = checkpoint.config.get("gaussianheadmodule", {}).get("exp_coeffs_dim", capture.expression_count)
     if width != capture.expression_count:
         raise InputError(f"{checkpoint.path}: was trained with {width} expression coefficients, the data has {capture.expression_count}")

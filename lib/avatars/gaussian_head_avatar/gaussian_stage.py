@@ -160,7 +160,7 @@ class GaussianHeadStage(AbstractStage):
         if config.optimize_pose:
             self.optimizers["pose"] = adam([{"params": list(self.pose_offsets.parameters())}], device, lr=config.lr_pose)
         self.precision = chosen_precision(config.trainer.precision, device)
-        for networks in (self.modules, *([] if self.lpips is None else [self.lpips])):
+        for networks in (self.avatar, *([] if self.lpips is None else [self.lpips])):
             set_precision(networks, self.precision)
         if self.precision == "high" and device.type == "cuda":
             self.watch = NumberWatch()

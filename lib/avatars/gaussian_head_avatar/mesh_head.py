@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -29,20 +30,21 @@ from lib.training.runtime import is_terminal
 OFFSET_DIVISOR = 128.0
 SPHERE_RADIUS, SPHERE_STEPS, SPHERE_LEARNING_RATE, SPHERE_POINTS, SPHERE_EXTENT = 1.0, 300, 1e-3, 8192, 1.5
 POSE_WIDTH = 6
+GEOMETRY_WIDTHS = (*(256,) * 5, 132)  # as published
 # The sdf is in [-1, 1]. Emulated TF32 errs by 0.0003 at the start, by 0.0012 with weights grown by half; tests/gpu/test_mesh_cuda.py measures it.
 SIGN_MARGIN = 0.05
 SIGN_POINTS = 1 << 19  # evaluated at once
 
 
 class MeshHeadConfig(Config):
-    """Section `meshheadmodule`. Width lists left out are derived from the data."""
+    """Section `meshheadmodule`. Width lists left out are derived: that of the geometry from `pos_freq`, others from the data."""
 
-    geo_mlp: tuple[int, ...] = Field((27, 256, 256, 256, 256, 256, 132), description="widths: encoded position -> sdf + 3 offsets + features")
+    pos_freq: int = Field(4, ge=0, description="frequencies of the positional encoding")
+    geo_mlp: tuple[int, ...] = Field((), description="widths: encoded position -> sdf + 3 offsets + features")
     exp_color_mlp: tuple[int, ...] = Field((), description="widths: feature + expression -> colour channels")
     pose_color_mlp: tuple[int, ...] = Field((), description="widths: feature + encoded pose -> colour channels")
     exp_deform_mlp: tuple[int, ...] = Field((), description="widths: encoded position + expression -> displacement")
     pose_deform_mlp: tuple[int, ...] = Field((), description="widths: encoded position + encoded pose -> displacement")
-    pos_freq: int = Field(4, ge=0, description="frequencies of the positional encoding")
     model_bbox: BoundingBox = Field(((-1.6, 1.6), (-1.7, 1.8), (-2.5, 1.0)), description="canonical units: box of the tetrahedral grid")
     dist_threshold_near: float = Field(0.1, ge=0, description="squared canonical units: fully expression-driven inside")
     dist_threshold_far: float = Field(0.2, gt=0, description="squared canonical units: fully pose-driven outside")
@@ -51,6 +53,11 @@ class MeshHeadConfig(Config):
     grid_cells: int = Field(52, gt=1, description="cells of the generated grid along the longest side of model_bbox")
     grid_file: Path | None = Field(None, description="npz with tet_verts (N,3) and tets (T,4) instead of a generated grid")
     color_channels: int = Field(32, ge=3, description="colour channels; the first three are RGB")
+
+    @field_validator("geo_mlp")
+    @classmethod
+    def _geometry(cls, given: tuple[int, ...], info: Any) -> tuple[int, ...]:
+        return given or (encoded_width(3, info.data.get("pos_freq", 0)), *GEOMETRY_WIDTHS)
 
     @model_validator(mode="after")
     def _order(self) -> "MeshHeadConfig":

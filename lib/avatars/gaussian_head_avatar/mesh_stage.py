@@ -90,7 +90,7 @@ class MeshHeadStage(AbstractStage):
         given = config.start_from("load_meshhead_checkpoint")
         path = own if own.exists() else given
         if path is not None:
-            checkpoint = read_mesh_head(path, "resume" if path == own else "load_meshhead_checkpoint", resolved)
+            checkpoint = read_mesh_head(path, "resume" if path == own else "load_meshhead_checkpoint", config.meshheadmodule)
             check_same(config.meshheadmodule, checkpoint.section("meshheadmodule"), "meshheadmodule", path)
             check_subject(checkpoint, "meshhead", capture)
             check_held_out(capture, checkpoint)

@@ -14,7 +14,7 @@ from lib.geometry.camera import Camera
 from lib.geometry.head_pose import HeadPose, SolvedHeadPose
 from lib.networks.precision import Precision
 from lib.networks.upsampler import SCALE
-from lib.render.gaussian.contract import DEFAULT, Capacity, RasterOptions
+from lib.render.gaussian.contract import Capacity, RasterOptions
 from lib.render.gaussian.interface import rasterize
 from lib.render.replay import Replay, can_record
 
@@ -52,10 +52,11 @@ class AvatarRenderer:
         self.upsampler = copy.copy(avatar.upsampler)  # the same weights
         self.upsampler.precision = "high" if fast else "highest"
         self.background = torch.ones(3 if coarse_only else avatar.head.config.color_channels, device=self.device)
-        self.options, self._replay = DEFAULT, None
+        self.options, self._replay = RasterOptions(precision="high" if fast else "highest"), None
         if can_record(self.device):
-            self.options = RasterOptions(capacity=Capacity(max(PAIRS_PER_GAUSSIAN * len(avatar.head.xyz), PAIRS_LEAST)))
-            self._replay = Replay(self._draw_inputs, self.options.capacity, self.device)
+            room = Capacity(max(PAIRS_PER_GAUSSIAN * len(avatar.head.xyz), PAIRS_LEAST))
+            self.options = dataclasses.replace(self.options, capacity=room)
+            self._replay = Replay(self._draw_inputs, room, self.device)
         self._nothing_needed = torch.zeros(2, dtype=torch.int64, device=self.device)
 
     @torch.no_grad()

@@ -30,7 +30,8 @@ def room_for(pairs: int, spare: float) -> int:
 class FeatureImage(TensorBundle):
     """Blended features over the background, and the accumulated opacity.
 
-    `radii`: pixels, three standard deviations of the larger axis of every Gaussian's ellipse, rounded up; 0 where it was culled.
+    `radii`: pixels, three standard deviations of the larger axis of every Gaussian's ellipse, rounded up; 0 where it was culled, of which
+    backends know more or less: nothing is drawn of those that only some of them give a radius.
     """
 
     features: Float[Tensor, "B C H W"]
