@@ -239,7 +239,7 @@ def test_a_picture_of_more_pixels_than_memory(tmp_path):
 
 VALUES = (
     "!!python/object/apply:os.system ['touch MARK']", "!!python/object/new:os.system ['touch MARK']", "!!python/module:os",
-    "!!python/name:os.system", "!!python/tuple [a, b]", "!evil 1", "{? !!python/object/apply:os.system ['touch MARK'] : 1}", "2024-13-45",
+    "!!python/name:os.system", "!!python/tuple [a, b]", "!evil 1", "{? !!python/object/apply:os.system ['touch MARK'] : 1}", "!!timestamp 2024-13-45",
 )
 
 
