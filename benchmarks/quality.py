@@ -41,10 +41,13 @@ class Run:
 def train_and_measure(configs: list[str], overrides: list[str], precision: str, seed: int, steps: int, output: Path) -> Run:
     """By the scripts, in processes of their own. Raises InputError where one fails."""
     name = f"quality_{precision}_{seed}"
+    if (output / name).exists():
+        raise InputError(f"{output / name}: is there already, perhaps of other code or of other steps; remove it, or choose another --output")
     options = [*(f"--config={path}" for path in configs), *overrides, f"trainer.precision={precision}", f"trainer.seed={seed}",
                f"trainer.steps={steps}", f"trainer.validate_every={max(1, steps // POINTS)}", f"recorder.show_freq={max(1, steps // POINTS)}",
                f"recorder.name={name}", f"recorder.logdir={output / name / 'log'}", f"recorder.checkpoint_path={output}",
-               f"recorder.result_path={output}", f"recorder.save_freq={steps}"]
+               f"recorder.result_path={output}", f"recorder.save_freq={steps}",
+               *(f"load_{part}_checkpoint=null" for part in ("gaussianhead", "supres", "delta_poses"))]
     for script in ("train_gaussianhead.py", "evaluate.py"):
         result = subprocess.run([sys.executable, str(ROOT / script), *options], stdout=sys.stderr)
         if result.returncode:

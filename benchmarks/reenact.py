@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--gaussians", type=int, default=103_000)
     parser.add_argument("--resolution", type=int, default=2048, help="pixels; the coarse picture has a quarter of it")
-    parser.add_argument("--frames", type=int, default=300, help="of every film, and of every loop of pictures that are not written")
+    parser.add_argument("--frames", type=int, default=300, help="of every film; loops of pictures that are not written have at most 60")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=60.0, help="at most, for the rounds")
     parser.add_argument("--preset", default=VideoConfig().preset, help="of H.264")

@@ -184,6 +184,8 @@ def main(arguments: list[str] | None = None) -> None:
     began, size = time.perf_counter(), options.resolution
     with tempfile.TemporaryDirectory() as folder:
         changes = (*options.overrides, f"dataset.resolution={size}", "port=0")
+        if options.config is None and options.overrides:
+            parser.error("key=value is for a --config")
         if options.config is None:
             viewer = untrained(Path(folder), options.gaussians, size)
         else:

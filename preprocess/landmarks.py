@@ -1,4 +1,4 @@
-"""Finds the 68 landmarks of the face in every picture of a subject, or takes over those that somebody has already (README, 'Landmarks').
+"""Finds the 68 landmarks of the face in every picture of a subject, or takes over those that somebody has already (docs/own_data.md, 'Landmarks').
 
     python -m preprocess.landmarks SUBJECT                                          what is there, else what is installed
     python -m preprocess.landmarks SUBJECT --from FOLDER                            files of the published layout, or VHAP's landmark2d

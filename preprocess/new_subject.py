@@ -1,4 +1,4 @@
-"""Writes the three YAML files of a subject (stage 1, stage 2, reenactment) from what is in its folder; README, 'A subject of your own'.
+"""Writes the three YAML files of a subject (stage 1, stage 2, reenactment) from what is in its folder; docs/own_data.md.
 
     python -m preprocess.new_subject SUBJECT [--name NAME] [--preset published|demo] [--output config] [--driver FOLDER]
 

@@ -109,6 +109,13 @@ def test_benchmarks_lie_over_every_subject_and_hide_what_is_hidden(overlay, base
         assert again.evaluation.submission.driver(again.evaluation.submission.sequences[0]).dataroot.name == participant
 
 
+@pytest.mark.parametrize("overlay", BENCHMARKS, ids=lambda path: path.name)
+@pytest.mark.parametrize("base", [path for path in FILES if schema_of(path) is MeshHeadTrainConfig], ids=lambda path: path.name)
+def test_benchmarks_lie_over_stage_1_too(overlay, base):
+    config = read_config(Arguments(base, (), (overlay,)), MeshHeadTrainConfig)
+    assert not config.dataset.held_out_cameras and config.evaluation.submission is not None
+
+
 @pytest.mark.parametrize("path", LISTS, ids=lambda path: path.name)
 def test_a_shipped_list_of_subjects_loads_and_all_its_stages_can_be_planned(path, tmp_path, monkeypatch):
     config = read_config(Arguments(path, ()), SubjectsConfig)

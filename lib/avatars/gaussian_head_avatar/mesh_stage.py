@@ -15,6 +15,7 @@ from lib.config import Config
 from lib.datasets.batches import HeadBatch
 from lib.datasets.capture_check import check_capture
 from lib.datasets.head_capture import HeadCapture
+from lib.evaluation.protocol import EvaluationConfig
 from lib.losses.mesh import laplacian_smoothness
 from lib.losses.photometric import visible_l1
 from lib.losses.silhouette import one_minus_iou
@@ -64,6 +65,7 @@ class MeshHeadTrainConfig(AvatarConfig):
     meshheadmodule: MeshHeadConfig = MeshHeadConfig()
     loss: MeshLossConfig = MeshLossConfig()
     trainer: MeshTrainerConfig = MeshTrainerConfig()
+    evaluation: EvaluationConfig | None = Field(None, description="not used: so that one file of what is held out can be laid over all stages")
 
 
 class MeshHeadStage(AbstractStage):
