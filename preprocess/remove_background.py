@@ -121,7 +121,7 @@ def remove_background(folder: CaptureFolder, tasks: dict[str, list[Task]], matti
     kept = f"; {total - pending} have theirs already (--overwrite replaces them)" if pending < total else ""
     print(f"{folder.root}: {total} pictures of {len(tasks)} cameras, matting {pending} with {matting.name}{kept}")
     alone = [task for camera in tasks.values() for task in camera if task.lacks_small]
-    for task in alone:
+    for task in tqdm(alone, desc="small mattes", unit="picture", mininterval=0.5 if is_terminal() else 15.0, disable=not alone):
         _write_small(folder, task)
     if alone:
         print(f"made the small mattes of {len(alone)} pictures from their large ones")

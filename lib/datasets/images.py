@@ -24,8 +24,8 @@ PIXELS_PER_BYTE = {b"\x89P": 1032 * 8, b"\xff\xd8": 512}
 BEGINNING = 4096  # bytes of a file in which its size is told as a rule
 HEADER = 1 << 17  # bytes at the beginning of a file in which its size is told, with usual previews and profiles before it
 TAIL = 4096  # bytes at the end of a file in which its end marker lies, zeros that some writers append included
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)  # among the pixels of a JPEG: what is neither FF itself nor a restart
 # The last bytes of a complete file. OpenCV fills the missing part of a cut JPEG with grey and says nothing.
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _ENDINGS = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND\xaeB`\x82"}
 
 

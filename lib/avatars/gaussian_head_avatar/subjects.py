@@ -48,7 +48,7 @@ class SubjectConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _bare(cls, value: Any) -> Any:
-        return value if isinstance(value, dict) else {"dataroot": value}
+        return {"dataroot": value} if isinstance(value, str | int | float) else value
 
 
 class SubjectsConfig(Config):
