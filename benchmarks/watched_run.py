@@ -28,7 +28,7 @@ from lib.avatars.gaussian_head_avatar.gaussian_stage import GaussianHeadTrainCon
 from lib.config import read_config
 from lib.config.reader import Arguments
 from lib.errors import InputError
-from lib.training.runtime import run
+from lib.training.runtime import choose_device, run
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM_UP = 0.2  # of the samples, at least
@@ -133,7 +133,9 @@ def watch(arguments: argparse.Namespace) -> dict[str, Any]:
     """The run, and what was seen of it. Memory in use on the GPU (device_mib) is that of all processes, also of a viewer."""
     overrides = (*arguments.overrides, f"recorder.show_freq={SHOW_EVERY}")
     config = read_config(Arguments(arguments.config[0], overrides, tuple(arguments.config[1:])), GaussianHeadTrainConfig)
-    device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if torch.cuda.is_available() else ""
+    with contextlib.redirect_stdout(sys.stderr):
+        chosen = choose_device(config.trainer.device, config.gpu_id)
+    device = f"GPU-{torch.cuda.get_device_properties(chosen).uuid}" if chosen.type == "cuda" else ""  # nvidia-smi may count otherwise
     latest = config.recorder.run_folder / "gaussianhead_latest"
     samples: list[Sample] = []
     before = 0
@@ -178,9 +180,10 @@ def watch(arguments: argparse.Namespace) -> dict[str, Any]:
     counts = {name: _quarters([getattr(one, name) for one in settled]) for name in ("files", "threads")}
     shown = [{"second": round(one.time - samples[0].time), "bytes": one.bytes, "device_mib": one.device_mib}
              for one in samples[::-(-len(samples) // SHOWN)]]
-    return {"device": torch.cuda.get_device_name() if device else "cpu", "torch": torch.__version__, "steps": moments[-1][0], "samples": len(samples),
-            "counted": len(settled), "most_after_warm_up": {name: max(values) for name, values in series.items()}, "growth": grown,
-            **counts, **compared(moments, turns), "shown": shown}
+    most = {name: max(values) for name, values in series.items()}
+    return {"device": torch.cuda.get_device_name(chosen) if device else "cpu", "torch": torch.__version__, "steps": moments[-1][0],
+            "samples": len(samples), "counted": len(settled), "most_after_warm_up": most, "growth": grown, **counts, **compared(moments, turns),
+            "shown": shown}
 
 
 def _quarters(values: list[int]) -> list[float]:

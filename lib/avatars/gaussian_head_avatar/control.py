@@ -30,6 +30,15 @@ class Control:
         """w_pose · values, given on `pose_rows`, zero elsewhere."""
         return _scatter(len(self.expression), self.pose_rows, self.pose.index_select(0, self.pose_rows) * values)
 
+    def roomy(self, spare: float, before: "Control | None") -> "Control":
+        """With rows of other points too, which weigh nothing: as many rows as `before`, or, where there are more, a part `spare` more than those.
+
+        So their number, and with it the size of what is computed, seldom changes.
+        """
+        expression, pose = (0, 0) if before is None else (len(before.expression_rows), len(before.pose_rows))
+        count = len(self.expression)
+        return Control(self.expression, _filled(self.expression_rows, expression, spare, count), _filled(self.pose_rows, pose, spare, count))
+
     def blend(self, of_expression: Float[Tensor, "B K C"], of_pose: Float[Tensor, "B M C"]) -> Float[Tensor, "B N C"]:
         """w_exp · of_expression + w_pose · of_pose, each given on its own rows."""
         return self.expression_part(of_expression) + self.pose_part(of_pose)
@@ -48,6 +57,13 @@ def control(
     if kept is not None:
         return Control(weight, kept.expression_rows, kept.pose_rows)
     return Control(weight, torch.nonzero(squared[:, 0] < far + margin)[:, 0], torch.nonzero(squared[:, 0] > near - margin)[:, 0])
+
+
+def _filled(rows: Int[Tensor, "K"], room: int, spare: float, count: int) -> Int[Tensor, "R"]:
+    if len(rows) > room:
+        room = int((1.0 + spare) * len(rows))
+    others = rows.new_ones(count, dtype=torch.bool).index_fill(0, rows, False).nonzero()[:, 0]
+    return torch.cat([rows, others[: room - len(rows)]])
 
 
 def _scatter(count: int, rows: Int[Tensor, "K"], values: Float[Tensor, "B K C"]) -> Float[Tensor, "B N C"]:

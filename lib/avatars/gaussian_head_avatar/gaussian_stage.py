@@ -39,6 +39,7 @@ from lib.training.trainer import TrainerConfig
 from lib.training.watch import NumberWatch
 
 ROW_MARGIN, MOST_STEPS_KEPT = 0.01, 32  # squared canonical units around the zones of who moves what; steps for which their rows are kept
+ROW_SPARE = 0.02  # of the rows: some thousandths come and go, and the GPU's memory for one number of them does not hold the next
 
 
 class GaussianLossConfig(Config):
@@ -165,6 +166,7 @@ class GaussianHeadStage(AbstractStage):
         if self.precision == "high" and device.type == "cuda":
             self.watch = NumberWatch()
             self._steps_kept = 0
+            self._kept: Control | None = None
             # Pictures keep their size: the fastest convolutions are worth looking for, unless others may be found next time.
             torch.backends.cudnn.benchmark = not config.trainer.deterministic
 
@@ -245,7 +247,7 @@ class GaussianHeadStage(AbstractStage):
             return self.avatar.head.control()
         if self._steps_kept == 0:
             with torch.no_grad():
-                self._kept = self.avatar.head.control(margin=ROW_MARGIN)
+                self._kept = self.avatar.head.control(margin=ROW_MARGIN).roomy(ROW_SPARE, self._kept)
             changing(self._kept.expression_rows), changing(self._kept.pose_rows)
             # A step of Adam is at most some learning rates long; near the border of a zone the square changes by twice the distance as much.
             fastest = 4.0 * self.config.lr_net * self.config.optimizer.xyz * 2.0 * self.avatar.head.config.dist_threshold_far**0.5
