@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,6 +121,15 @@ class Victim:
             return self._ours.poll(PATIENCE_S) and self._ours.recv() == "event"
         except EOFError:
             return False
+
+    def interrupt(self) -> None:
+        """Ctrl-C, to one that stops at its event."""
+        pid, deadline = self.process.pid, time.monotonic() + PATIENCE_S
+        assert pid is not None
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "T" and time.monotonic() < deadline:
+            time.sleep(0.001)
+        for sent in (signal.SIGINT, signal.SIGCONT):
+            os.kill(pid, sent)
 
     def kill(self) -> bool:
         """kill -9; whether it still lived."""
