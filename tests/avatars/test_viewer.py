@@ -333,10 +333,12 @@ def test_nothing_is_drawn_for_nobody(viser, avatar, tmp_path):
         until = time.monotonic() + 10.0
         while running.viewer._server.get_clients() and time.monotonic() < until:
             time.sleep(0.02)
-        with mock.patch.object(AvatarViews, "draw", wraps=running.viewer.avatars[0].views.draw) as draw:
-            running.viewer._wake.set()
+        viewer = running.viewer
+        with mock.patch.object(AvatarViews, "draw", wraps=viewer.avatars[0].views.draw) as draw, mock.patch.object(viewer, "_refresh") as refresh:
+            viewer._refreshed = 0.0  # long ago
+            viewer._wake.set()
             time.sleep(0.3)
-        assert not draw.called
+        assert not draw.called and not refresh.called
 
 
 def test_on_a_gpu_one_picture_is_drawn_before_there_is_a_browser(viser, avatar, tmp_path, capsys):
