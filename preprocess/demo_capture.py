@@ -29,7 +29,7 @@ from lib.datasets.images import write_image, write_pixels
 from lib.datasets.layout import CaptureFolder, by_number
 from lib.datasets.video import VideoWriter, to_yuv420
 from lib.errors import InputError
-from lib.files import replace_folder, write_whole
+from lib.files import RunLock, replace_folder, write_whole
 from lib.geometry.camera import Camera
 from lib.training.runtime import choose_device, is_terminal, run
 from preprocess.color_correction import expanded, to_linear
@@ -120,11 +120,12 @@ def main() -> None:
     _check(filming)
     truth = truth_folder(options.output)
     if not options.overwrite and (options.output.exists() or truth.exists()):
-        if not options.output.exists() or made_with(truth) != filming.request():
+        if made_with(truth) != filming.request():
             raise InputError(f"{options.output}: it or {truth.name} beside it exists, but is not the result of these options; "
                              "give --overwrite or another --output")
-        print(f"{options.output} is complete: nothing to do (--overwrite films it again)")
-        return
+        if options.output.exists():  # the truth has its name first: it is alone where this was interrupted in between
+            print(f"{options.output} is complete: nothing to do (--overwrite films it again)")
+            return
     device = choose_device(options.device, option="--device")
     frames = film(filming, options.output, device)
     print(f"wrote {options.output}: layout {filming.layout}, participant {filming.person}, {len(filming.sequences)} sequences x "
@@ -155,13 +156,20 @@ def film(filming: Filming, output: Path, device: str | torch.device = "cpu") -> 
     Both are made beside their place and moved when complete.
     """
     head = DemoHead(**dataclasses.asdict(filming.look), texture_size=filming.height, device=device)
-    places = [output, truth_folder(output)]
-    partials = [place.with_name(place.name + ".partial") for place in places]
-    for partial in partials:
-        shutil.rmtree(partial, ignore_errors=True)
-    frames = _Studio(filming, head, *partials).film()
-    for partial, place in zip(partials, places, strict=True):
-        replace_folder(partial, place)
+    truth = truth_folder(output)
+    partials = [place.with_name(place.name + ".partial") for place in (output, truth)]
+    with RunLock(output.with_name(f".{output.name}.lock"), "--output"):
+        try:
+            for partial in partials:
+                shutil.rmtree(partial, ignore_errors=True)
+            frames = _Studio(filming, head, *partials).film()
+            if output.exists():
+                shutil.rmtree(output)  # so that it is never beside the truth of another one
+            replace_folder(partials[1], truth)
+            replace_folder(partials[0], output)
+        finally:
+            for partial in partials:
+                shutil.rmtree(partial, ignore_errors=True)  # filming begins anew
     return frames
 
 

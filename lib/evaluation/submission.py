@@ -3,6 +3,7 @@
 A run draws the videos of its own participant into a folder. The zip beside that folder is made anew each time, of what is there.
 """
 
+import shutil
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from lib.files import RunLock, name_fault, remove, wait_for
 from lib.geometry.camera import Camera
 
 CRF, PRESET = 14, "medium"  # 14: as the benchmark asks
+UNDATED = (1980, 1, 1, 0, 0, 0)  # the first day that zips know
 NAMED = 3  # missing videos that are named before the rest is counted
 
 
@@ -105,9 +107,9 @@ def write_video(config: SubmissionConfig, sequence: str, camera: str, pictures: 
 
 
 def pack(config: SubmissionConfig) -> Packed:
-    """The zip of all expected videos that are there; it replaces the one before at once. Who packs it for another participant is waited for.
+    """The zip of all expected videos that are there, equal bytes for equal videos; it replaces the one before at once.
 
-    Raises InputError where it cannot be written.
+    Who packs it for another participant is waited for. Raises InputError where it cannot be written.
     """
     path = config.folder.with_name(config.folder.name + ".zip")
     with wait_for(RunLock(path.with_name(path.name + ".lock"), "evaluation.submission.folder")):
@@ -121,7 +123,10 @@ def _packed(config: SubmissionConfig, path: Path) -> Packed:
         partial.unlink(missing_ok=True)  # in a folder from somebody else it may be a link that leads anywhere
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:  # videos do not become smaller
             for name in present:
-                archive.write(config.folder / name, name)
+                entry = zipfile.ZipInfo.from_file(config.folder / name, name)
+                entry.date_time = UNDATED
+                with (config.folder / name).open("rb") as video, archive.open(entry, "w") as copy:
+                    shutil.copyfileobj(video, copy)
         partial.replace(path)
     except OSError as error:
         remove(partial)

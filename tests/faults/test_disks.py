@@ -12,7 +12,8 @@ from tests.faults.children import apart, suffer
 from tests.faults.disks import Denied, Failing, FullDisk, ReadOnly
 from tests.faults.workshop import EXPORTS, TRAININGS, Workshop, leftovers
 
-WRITERS = (*TRAININGS, "video", *EXPORTS, "evaluation", "extraction", "mattes", "landmarks", "3DMM", "YAML files", "demo subject")
+WRITERS = (*TRAININGS, "video", *EXPORTS, "evaluation", "extraction", "one camera", "mattes", "landmarks", "3DMM", "check", "YAML files",
+           "export GaussianAvatars", "submission", "demo subject", "demo capture")
 FEW = ("meshhead", "video", "export obj", "export published", "extraction", "mattes", "landmarks", "demo subject")
 PAGE = 4096
 MIDWAY = {errno.ENOSPC: "disk full midway", errno.EROFS: "disk read-only midway", errno.EACCES: "permission lost midway",

@@ -22,6 +22,7 @@ from tests.faults.workshop import EXPORTS, STEPS, TRAININGS, Workshop, leftovers
 KILLS = [
     *((name, moments, 30, 2) for name in TRAININGS for moments in ("training", "saving")),
     ("extraction", "extraction", 40, 4), ("video", "video writing", 30, 3), *((name, "export", 7, 1) for name in EXPORTS),
+    *((name, "preparing", 10, 1) for name in ("one camera", "demo capture", "export GaussianAvatars", "submission", "check")),
 ]
 HALVES = 0.3  # of the kills leave half a file, surely
 LATEST_MOMENT_S = 0.02  # after a file was opened or renamed

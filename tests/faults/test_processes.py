@@ -24,7 +24,8 @@ from tests.tiny import reenactment_dict
 LOCKED = {
     **{stage: f"checkpoints/tiny/{stage}.lock" for stage in TRAININGS}, "video": "results/tiny/reenactment.lock",
     **{name: f"results/tiny/export/{name.removeprefix('export ')}.lock" for name in EXPORTS}, "evaluation": "results/tiny/evaluation.lock",
-    "extraction": ".subject.lock", "demo subject": ".demo.lock",
+    "extraction": ".subject.lock", "one camera": ".subject.lock",
+    "demo subject": ".demo.lock", "demo capture": ".filmed.lock",
 }
 
 
@@ -62,7 +63,8 @@ def test_whoever_waited_for_a_lock_that_is_gone_takes_the_new_one(tmp_path, monk
     assert not path.exists()
 
 
-@pytest.mark.cases(["meshhead", "gaussianhead", "extraction", "video", "export ply", "demo subject", "3DMM"], ["gaussianhead", "extraction", "video"])
+@pytest.mark.cases(["meshhead", "gaussianhead", "extraction", "one camera", "video", "export ply", "export GaussianAvatars", "submission", "3DMM",
+                    "check", "demo subject", "demo capture"], ["gaussianhead", "extraction", "video"])
 def test_ctrl_c_leaves_what_a_kill_leaves(workshop: Workshop, ledger, long, tmp_path, name):
     reference, chance = workshop.reference(name), random.Random(name)
     for number in range(6 if long else 1):

@@ -12,7 +12,18 @@ import reenactment  # noqa: F401
 import train_gaussianhead  # noqa: F401
 import train_meshhead  # noqa: F401
 from lib.avatars.gaussian_head_avatar import mesh_head
-from preprocess import demo_subject, fit_3dmm, landmarks, nersemble, new_subject, remove_background  # noqa: F401
+from preprocess import (  # noqa: F401
+    check_subject,
+    demo_capture,
+    demo_subject,
+    export_gaussian_avatars,
+    fit_3dmm,
+    landmarks,
+    nersemble,
+    new_subject,
+    remove_background,
+    video,
+)
 
 torch.set_num_threads(1)
 mesh_head.SPHERE_STEPS = 20  # the usual 300 take longer than everything else

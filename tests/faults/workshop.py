@@ -15,7 +15,9 @@ import yaml
 
 from lib.datasets.layout import CaptureFolder
 from tests.faults.children import Command, apart, count_changes, files
-from tests.tiny import CAMERAS, Tiny, copy_subject, gaussian_dict, mesh_dict, reenactment_dict
+from tests.tiny import CAMERAS, SIZE, Tiny, copy_subject, gaussian_dict, mesh_dict, reenactment_dict
+from tests.tiny_capture import CAMERAS as RAW_CAMERAS
+from tests.tiny_capture import SEQUENCES as RAW_SEQUENCES
 
 STEPS = 12
 FORMATS = ("ply", "bundle", "obj", "gltf", "published")
@@ -79,6 +81,12 @@ class Workshop:
             "3DMM": ("preprocess.fit_3dmm", "subject"),
             "YAML files": ("preprocess.new_subject", str(self.made.subject), "--name", "me", "--force"),
             "demo subject": ("preprocess.demo_subject", "bald", "--output", "demo", "--resolution", "16", "--frames", "5", "--driver-frames", "2"),
+            "demo capture": ("preprocess.demo_capture", "bald", "--output", "filmed", "--cameras", *RAW_CAMERAS, "--sequences", RAW_SEQUENCES[0],
+                             "--frames", "2", "--frame-step", "1", "--height", "64", "--size", "48"),
+            "one camera": ("preprocess.video", str(self._video), "--output", "subject", "--focal", "60", "--size", "48"),
+            "check": ("preprocess.check_subject", str(self.made.subject), "--output", "check/landmarks.png"),
+            "export GaussianAvatars": ("preprocess.export_gaussian_avatars", str(self.made.subject), "posed", "--without-params"),
+            "submission": ("evaluate", "--config", "gaussianhead.yaml"),
         } | {f"export {kind}": ("export", "--config", f"{kind}.yaml") for kind in FORMATS}
         module, *rest = words[name]
         return Command(module, tuple(rest), place)
@@ -111,9 +119,17 @@ class Workshop:
         elif name == "gaussianhead":
             self._take(folder, "meshhead")
             _write(folder / "gaussianhead.yaml", _training(gaussian_dict(self.made.subject, HERE, STEPS)))
-        elif name == "evaluation":
+        elif name in ("evaluation", "submission"):
             self._take(folder, *TRAININGS)
-            _write(folder / "gaussianhead.yaml", _training(gaussian_dict(self.made.subject, HERE, STEPS)))
+            values = _training(gaussian_dict(self.made.subject, HERE, STEPS))
+            if name == "submission":
+                values["evaluation"] = {"submission": {
+                    "folder": "sent", "participant": "031", "expected": ["031/a", "031/b"], "cameras": list(RAW_CAMERAS),
+                    "dataroot": str(self.made.driver), "param_files": "params/*/params.npz", "width": SIZE, "height": SIZE,
+                    "calibration_size": [44, 64],
+                    "calibration": str(self.raw / "031" / "calibration" / "camera_params.json"),
+                }}
+            _write(folder / "gaussianhead.yaml", values)
         elif name == "video":
             self._take(folder, "gaussianhead")
             _write(folder / "reenactment.yaml", reenactment_dict(self.made, HERE))
@@ -134,6 +150,10 @@ class Workshop:
             if name == "3DMM":
                 shutil.rmtree(folder / "subject" / "params")
         return folder
+
+    @property
+    def _video(self) -> Path:
+        return self.raw / "031" / "sequences" / RAW_SEQUENCES[0] / "images" / f"cam_{RAW_CAMERAS[0]}.mp4"
 
     def _take(self, folder: Path, *stages: str) -> None:
         """Checkpoints of undisturbed runs."""
