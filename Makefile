@@ -37,11 +37,16 @@ MESH := load_meshhead_checkpoint=checkpoints/$(NAME)/meshhead_latest
 DRIVE := $(RUN) dataset.dataroot=$(SUBJECT)/driver dataset.camera_path=$(SUBJECT)/cameras/0000/camera_222200042.npz \
 	load_gaussianhead_checkpoint=checkpoints/$(NAME)/gaussianhead_latest
 
+NEW_PYTHON := "import sys; sys.exit(None if sys.version_info >= (3, 11) else 'Python 3.11 or newer is needed, this is ' + sys.version.split()[0])"
+NEW_TORCH := "import sys, torch; v = torch.__version__; sys.exit(None if tuple(map(int, v.split('.')[:2])) >= (2, 8) else 'torch 2.8 or newer is needed, this is ' + v)"
+
 .PHONY: setup lock demo test faults lint audit bench kernels clean
 setup: $(READY)
 
 $(READY): setup.py constraints.txt
-	@[ "$(PYTHON)" = python3 ] || python3 -m venv .venv
+	@[ "$(PYTHON)" = python3 ] || .venv/bin/python -c $(NEW_PYTHON) 2>/dev/null || python3 -m venv --clear .venv
+	@$(PYTHON) -c $(NEW_PYTHON)
+	@[ "$(PYTHON)" != python3 ] || $(PYTHON) -c $(NEW_TORCH)
 	$(PYTHON) -m pip install -q --require-hashes --no-deps -r constraints.txt
 	@[ "$(PYTHON)" = python3 ] || $(PYTHON) -m pip install -q "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(PYTHON) -m pip install -q --no-index --no-build-isolation -e ".[dev,viewer]"
