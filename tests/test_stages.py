@@ -473,6 +473,29 @@ def test_evaluation_measures_the_avatar_of_the_run_not_the_one_it_started_from(m
     assert f"evaluating {runs / 'checkpoints/second/gaussianhead_latest'}" in capsys.readouterr().out
 
 
+def test_evaluation_measures_the_checkpoint_of_the_run_that_is_named(made, runs, tmp_path, capsys):
+    best = runs / "checkpoints/tiny/gaussianhead_best"
+    run_script("evaluate", gaussian_dict(made.subject, runs) | {"load_gaussianhead_checkpoint": str(best)}, tmp_path)
+    assert f"evaluating {best}" in capsys.readouterr().out
+    missing = best.with_name("gaussianhead_step_9999999")
+    assert str(missing) in refusal("evaluate", gaussian_dict(made.subject, runs) | {"load_gaussianhead_checkpoint": str(missing)}, tmp_path)
+
+
+def test_what_the_mesh_head_was_trained_on_is_not_measured(made, runs, tmp_path):
+    """Stage 2 has not seen that camera, but what it started from has."""
+    values = mesh_dict(made.subject, runs, name="saw_all")
+    values["dataset"] |= {"held_out_cameras": [], "held_out_sequences": []}
+    run_script("train_meshhead", values, tmp_path)
+    values = gaussian_dict(made.subject, runs, steps=1, name="saw_less", mesh="saw_all")
+    cameras = values["dataset"]["camera_ids"]
+    values["dataset"] |= {"camera_ids": [camera for camera in cameras if camera != HELD_OUT_CAMERA], "held_out_cameras": [], "held_out_sequences": []}
+    run_script("train_gaussianhead", values, tmp_path)
+    run_script("train_gaussianhead", values, tmp_path, "trainer.steps=2")  # resumed: it is not forgotten
+    values["dataset"] |= {"camera_ids": cameras, "held_out_cameras": [HELD_OUT_CAMERA]}
+    said = refusal("evaluate", values, tmp_path)
+    assert f"camera {HELD_OUT_CAMERA} is held out" in said and "goes back to" in said
+
+
 @pytest.mark.parametrize(("override", "part"), [
     ("dataset.resolution=66", "dataset.resolution is 66"), ("gaussianheadmodule.deform_scale=3", "gaussianheadmodule.deform_scale is 3"),
     ("supresmodule.network_capacity=8", "supresmodule.network_capacity is 8"),
@@ -551,6 +574,19 @@ def test_resume_refuses_another_architecture(made, runs, stage, override, part):
     said = refusal(script, values, runs, override)
     assert part in said and f"{stage}_latest" in said
     assert snapshot(runs) == before
+
+
+def test_how_a_run_is_measured_may_change_on_its_way(made, runs, capsys):
+    """A section that was left out is not another training."""
+    script, values = config_of("meshhead", made, runs, steps=2, name="measured")
+    run_script(script, values, runs)
+    best = latest(runs, "meshhead", "measured").best_psnr
+    run_script(script, values, runs, "evaluation.worst=3", "trainer.steps=3", "trainer.validate_count=1")
+    assert latest(runs, "meshhead", "measured").step == 3
+    assert "meshhead_best is chosen anew" in capsys.readouterr().out
+    assert latest(runs, "meshhead", "measured").best_psnr != best
+    run_script(script, values, runs, "trainer.steps=4", "trainer.validate_count=1")
+    assert latest(runs, "meshhead", "measured").step == 4 and "anew" not in capsys.readouterr().out
 
 
 def test_resume_with_pose_optimization_switched_on_is_refused(made, runs):
@@ -917,9 +953,9 @@ def test_evaluation_says_by_which_protocol_and_leaves_a_report(made, trained, tm
     run_script("evaluate", gaussian_dict(made.subject, trained), tmp_path, f"recorder.result_path={tmp_path}", "evaluation.worst=2",
                f"loss.lpips_weights={tmp_path}", "evaluation.conventions=[hg_masked]")
     printed, folder = capsys.readouterr().out, tmp_path / "tiny"
-    assert "LPIPS (vgg) is skipped" in printed and "vgg16.pth" in printed and "protocol gha-eval-2" in printed
+    assert "LPIPS (vgg) is skipped" in printed and "vgg16.pth" in printed and "protocol gha-eval-3" in printed
     metrics, pictures = (json.loads((folder / name).read_text()) for name in ("metrics.json", "pictures.json"))
-    assert metrics["protocol"]["id"] == "gha-eval-2" and metrics["protocol"]["lpips"] == {}
+    assert metrics["protocol"]["id"] == "gha-eval-3" and metrics["protocol"]["lpips"] == {}
     assert metrics["protocol"]["splits"]["novel_view"]["cameras"] == [HELD_OUT_CAMERA]
     for split in ("novel_view", "novel_sequence"):
         rows, summary = pictures[split], metrics[split]

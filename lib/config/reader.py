@@ -213,6 +213,8 @@ def _apply_override(values: dict[str, Any], override: str, places: dict[Key, str
     for position, key in enumerate(keys[:-1]):
         if section.get(key) is None:
             section[key] = {}
+        elif isinstance(section[key], dict):
+            section[key] = dict(section[key])  # another section may be an alias of it
         section = section[key]
         if not isinstance(section, dict):
             raise InputError(f"command line: {name}: '{'.'.join(keys[:position + 1])}' is not a section")

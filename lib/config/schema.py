@@ -1,5 +1,6 @@
 """The base class of every configuration section."""
 
+import os
 import typing
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +28,7 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _folders_of_digits(cls, value: Any, info: Any) -> Any:
-        """A file or folder may be called 031, 31 or 1.10, as a name may."""
+        """A file or folder may be called 031, 31 or 1.10, as a name may; ~ is the home folder."""
         if not _holds_path(cls.model_fields[info.field_name].annotation):
             return value
         return [_as_path(one) for one in value] if isinstance(value, list) else _as_path(value)
@@ -38,4 +39,6 @@ def _holds_path(annotation: Any) -> bool:
 
 
 def _as_path(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith("~"):  # in a YAML no shell does this, nor after key=
+        return os.path.expanduser(value)  # noqa: PTH111 (which leaves somebody unknown as he is)
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value

@@ -71,6 +71,12 @@ def visible(pixels: UInt8[Tensor, "*B 5 H W"]) -> Float[Tensor, "*B 1 H W"]:
     return _in_unit_range(pixels[..., 4:5, :, :])
 
 
+def where_seen(image: Float[Tensor, "*B 3 H W"], target: Float[Tensor, "*B 3 H W"], pixels: UInt8[Tensor, "*B 5 H W"]) -> Float[Tensor, "*B 3 H W"]:
+    """The picture, and its target in the padding, of which nobody knows what would be right there."""
+    seen = visible(pixels)
+    return image * seen + target * (1.0 - seen)
+
+
 def _in_unit_range(pixels: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     # By a tensor: on CUDA, division by a number is multiplication with its rounded reciprocal, which gives other bits.
     return pixels / torch.full((), 255.0, device=pixels.device)

@@ -1,5 +1,6 @@
 """A driving sequence: parameter files that move an avatar, and the camera that looks at it. No images needed."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from lib.config import Config
-from lib.datasets.layout import by_number, read_camera_file, read_camera_path_file, read_params_file
+from lib.datasets.images import stored_size
+from lib.datasets.layout import CaptureFolder, by_number, read_camera_file, read_camera_path_file, read_params_file
 from lib.datasets.retarget import TrainedFace, neutral, transfer
 from lib.datasets.smoothing import smooth, smooth_poses
 from lib.datasets.tracked.driver import DriverTrack, read_driver, track_of
-from lib.errors import InputError, NotFiniteError
+from lib.datasets.tracked.files import BrokenFrameError
+from lib.errors import InputError
 from lib.geometry.camera import Camera, interpolate, look_at
 from lib.geometry.head_pose import HeadPose
 from lib.tensors import TensorBundle
@@ -23,6 +26,8 @@ from lib.tensors import TensorBundle
 # The free-view orbit of the published system: metres, degrees, frames. The front camera has its focal length.
 ORBIT_DISTANCE, ORBIT_TARGET, ORBIT_FOCAL_PER_PIXEL = 1.2, (0.0, 0.0, 0.05), 3.5
 ORBIT_ELEVATION_DEG, ORBIT_AZIMUTH_DEG, ORBIT_FRAMES_PER_RADIAN = 8.0, 45.0, 20.0
+
+FAR_FROM_THE_EDGE = 0.2  # of the picture: where an optical axis usually is
 
 
 class DrivingConfig(Config):
@@ -61,6 +66,8 @@ class DrivingConfig(Config):
             raise ValueError(f"neutral_path is given, but neutralize is {self.neutralize}; write neutralize file, or leave neutral_path out")
         if self.avatar_neutral_path is not None and self.neutralize == "none":
             raise ValueError("avatar_neutral_path is given, but neutralize is none; write neutralize median, first or file, or leave it out")
+        if self.head_pose_path is not None and self.head_pose is None:
+            raise ValueError("head_pose_path is given, but head_pose is not; write head_pose fixed, or leave head_pose_path out")
         return self
 
     @property
@@ -102,9 +109,10 @@ class DrivingSequence:
         self.config, self._trained, self._section = config, trained, section
         try:
             track = self._read_track(expression_count)
-        except NotFiniteError as error:
+        except BrokenFrameError as error:
             raise InputError(f"{error}; {section}.nan_frames skip leaves such frames out") from error
         self.files, self.notes = track.names, track.notes
+        self._lengths = [len(list(frames)) for _, frames in itertools.groupby(track.sequences)]
         if expression_count not in (None, track.expressions.shape[1]):
             raise InputError(f"{self.files[0]}: the driver has {track.expressions.shape[1]} expression coefficients ({track.holds}), the avatar was "
                              f"trained with {expression_count}; drive it with parameters of the same 3DMM")
@@ -121,7 +129,7 @@ class DrivingSequence:
         if "own" in (self.head_pose_mode, config.pose_code_mode) and not bool(own_pose.any()):
             self.notes += (f"the checkpoint does not know a typical pose of its training, so {self._section}.head_pose own is the origin",)
         self.scales = self._scales(track)
-        choices = {"driver": lambda: smooth_poses(self._poses_of(track), config.smoothing), "own": lambda: own_pose, "zero": lambda: torch.zeros(6)}
+        choices = {"driver": lambda: self._smoothed(self._poses_of(track), smooth_poses), "own": lambda: own_pose, "zero": lambda: torch.zeros(6)}
         place = choices | {"fixed": lambda: self._pose_in(config.head_pose_path, "head_pose_path", "head_pose")}
         self.poses = place[self.head_pose_mode]().expand(len(self), 6)
         code = choices | {
@@ -130,13 +138,7 @@ class DrivingSequence:
         self.pose_codes = code[config.pose_code_mode]().expand(len(self), 6)
         self._cameras = self._read_cameras()
         # Pictures of the driver are only shown beside the result: never required.
-        self.images = self._glob(config.image_files, "image_files") if config.image_files else []
-        if track.kept is not None and len(self.images) == len(self.files) + track.left_out:
-            self.images = [self.images[number] for number in track.kept]
-        if config.image_files and len(self.images) != len(self.files):
-            print(f"{self._section}.image_files: '{config.image_files}' matches {len(self.images)} pictures for {len(self.files)} frames; "
-                  "the driver is not shown beside the result")
-            self.images = []
+        self.images = self._images_beside(config.image_files, track) if config.image_files else []
 
     def __len__(self) -> int:
         return len(self.files)
@@ -179,6 +181,22 @@ class DrivingSequence:
             raise InputError(f"{self._section}.{key}: '{pattern}' is not a pattern relative to {self._section}.dataroot ({error}); "
                              "e.g. 'params/*/params.npz'") from error
 
+    def _images_beside(self, pattern: str, track: DriverTrack) -> list[Path]:
+        """The picture of every frame: that in a folder of its name, or, where names tell nothing, as many in order. Empty if one is missing."""
+        images = self._glob(pattern, "image_files")
+        frames = [Path(name).parent.name for name in track.names] if track.kept is not None else []
+        named, lost = {path.parent.name: path for path in images}, ""
+        if len(named) == len(images) and not named.keys().isdisjoint(frames):
+            lost = next((f", none of frame {frame}" for frame in frames if frame not in named), "")
+            images = [named[frame] for frame in frames if frame in named]
+        elif track.kept is not None and len(images) == len(frames) + track.left_out:
+            images = [images[number] for number in track.kept]
+        if len(images) == len(self.files):
+            return images
+        print(f"{self._section}.image_files: '{pattern}' matches {len(images)} pictures for {len(self.files)} frames{lost}; "
+              "the driver is not shown beside the result")
+        return []
+
     def _poses_of(self, track: DriverTrack) -> Float[Tensor, "T 6"]:
         if track.poses is None:
             raise InputError(f"{track.names[0]}: these files do not tell where the head is; write {self._section}.head_pose own, fixed or zero")
@@ -188,6 +206,10 @@ class DrivingSequence:
         if path is None:
             raise InputError(f"{self._section}.{key}: needed for {self._section}.{chooser} fixed; name a params.npz")
         return read_params_file(path).pose
+
+    def _smoothed(self, values: Float[Tensor, "T D"], how: Callable[[Tensor, float], Tensor]) -> Float[Tensor, "T D"]:
+        """Every sequence alone: the end of one says nothing about the start of the next."""
+        return torch.cat([how(part, self.config.smoothing) for part in values.split(self._lengths)])
 
     def _retargeted(self, track: DriverTrack) -> Float[Tensor, "T E"]:
         """The driver's expressions as the avatar's: smoothed, about the avatar's neutral face, within its training."""
@@ -200,7 +222,7 @@ class DrivingSequence:
                 raise InputError(f"{self._section}.avatar_neutral_path: needed for {self._section}.neutralize, as this checkpoint (older, or "
                                  "published) has no record of its expressions; name the params.npz of a neutral frame of the avatar's subject")
             avatar = trained.median if config.avatar_neutral_path is None else self._face(config.avatar_neutral_path, values.shape[1])
-        values = transfer(smooth(values, config.smoothing), driver, avatar, config.gain)
+        values = transfer(self._smoothed(values, smooth), driver, avatar, config.gain)
         if not config.clamp_to_training:
             return values
         if trained is None:
@@ -219,11 +241,13 @@ class DrivingSequence:
         return neutral(values)
 
     def _scales(self, track: DriverTrack) -> Float[Tensor, "T 1"]:
-        """World units per canonical unit: of params.npz, or of the place where the head is: other trackers only know how large their model is."""
-        if track.own_world and track.scales is not None:
-            return track.scales
+        """World units per canonical unit: of the place where the head is, or of params.npz: other trackers only know how large their model is."""
         if self.head_pose_mode == "fixed" and self.config.head_pose_path is not None:
             return read_params_file(self.config.head_pose_path).scale.expand(len(self), 1)
+        if self.head_pose_mode == "own" and self._trained is not None:
+            return self._trained.scale.expand(len(self), 1)
+        if track.own_world and track.scales is not None:
+            return track.scales
         if self._trained is not None:
             units = track.units_per_metre if self.head_pose_mode == "driver" else 1.0
             return (units * self._trained.scale).expand(len(self), 1)
@@ -247,7 +271,27 @@ class DrivingSequence:
             keys = read_camera_path_file(path)
             return lambda index: interpolate(Camera(*keys, original, original), index / max(1, len(self) - 1)).resized(size, size)
         extrinsic, intrinsic = read_camera_file(path)
+        self._check_size(path, intrinsic)
         return lambda index: Camera(extrinsic[None], intrinsic[None], original, original).resized(size, size)
+
+
+    def _check_size(self, path: Path, intrinsic: Float[Tensor, "3 3"]) -> None:
+        """Raises InputError where the picture of a camera of a subject folder has another size than `original_resolution`; a note where there is
+        none, and the optical axis is far from the middle of such a picture."""
+        size = self.config.original_resolution
+        if path.parent.parent.name == "cameras":
+            image = CaptureFolder(path.parents[2]).image_path(path.parent.name, path.stem.removeprefix("camera_"))
+            for picture in (image, image.with_suffix(".png")):
+                found = stored_size(picture)
+                if any(found):
+                    if found != (size, size):
+                        raise InputError(f"{self._section}.original_resolution is {size}, but {picture}, to which {self._section}.camera_path "
+                                         f"refers, has {found[0]}x{found[1]} pixels; write that size")
+                    return
+        x, y = intrinsic[:2, 2].tolist()
+        if not all(FAR_FROM_THE_EDGE * size <= place <= (1.0 - FAR_FROM_THE_EDGE) * size for place in (x, y)):
+            self.notes += (f"{path}: its optical axis meets the picture at ({x:.0f}, {y:.0f}): is {self._section}.original_resolution {size} the "
+                           "size of this camera's pictures?",)
 
 
 def front_camera(size: int) -> Camera:

@@ -47,6 +47,9 @@ class Picture:
     camera: str
 
 
+SEPARATOR = "/"  # not part of a name
+
+
 @dataclass(frozen=True)
 class CaptureRecord:
     """Which data a run trains on; kept in its checkpoints. `digests` tell frames by parameters and landmarks, whatever they are called."""
@@ -61,6 +64,8 @@ class CaptureRecord:
     expression_median: tuple[float, ...] = field(default=(), compare=False)
     head_scale: tuple[float, ...] = field(default=(), compare=False)
     face_model: tuple[str, ...] = field(default=(), compare=False)  # name and version of the 3DMM, where its parameters tell
+    # Of every checkpoint that the run goes back to: cameras and digests that it was trained on, '' where it does not tell.
+    earlier: tuple[str, ...] = field(default=(), compare=False)
 
     def trained_face(self) -> TrainedFace | None:
         """What the training has seen of the face; None in older checkpoints."""
@@ -73,6 +78,16 @@ class CaptureRecord:
         """Digest -> name of the frames that are trained on."""
         chosen = set(self.train_frames)
         return {digest: frame for frame, digest in zip(self.frames, self.digests, strict=True) if frame in chosen}
+
+    def descent(self) -> tuple[str, ...]:
+        """`earlier` of what starts from a checkpoint with this record."""
+        return ("\n".join((SEPARATOR.join(self.train_cameras), SEPARATOR.join(self.trained()))), *self.earlier)
+
+    def all_trained(self) -> list[tuple[dict[str, str], tuple[str, ...]]]:
+        """Digest -> name of frames ('' where it is not known), and cameras, of this training and of every earlier one that tells."""
+        parts = [one.split("\n") for one in self.earlier if one]
+        return [(self.trained(), self.train_cameras),
+                *((dict.fromkeys(digests.split(SEPARATOR), ""), tuple(cameras.split(SEPARATOR))) for cameras, digests in parts)]
 
 
 class PictureCache:
@@ -248,6 +263,8 @@ class HeadCapture:
 
     def _check_held_out_cameras(self) -> None:
         for camera in self.config.held_out_cameras:
+            if (times := self.config.held_out_cameras.count(camera)) > 1:
+                raise InputError(f"dataset.held_out_cameras: '{camera}' is listed {times} times; list it once")
             if camera not in self.config.camera_ids:
                 raise InputError(f"dataset.held_out_cameras: '{camera}' is not one of dataset.camera_ids {list(self.config.camera_ids)}")
             if camera not in self.camera_ids:

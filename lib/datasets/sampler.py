@@ -26,10 +26,9 @@ class TrainingBatches(Dataset[HeadBatch]):
         self.views = min(views, len(capture.train_cameras))
         self.rows = range(batch_size)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps in which every training frame is seen once."""
-        return -(-len(self.capture.train_frames) // self.batch_size)
+    def steps_of(self, epochs: int) -> int:
+        """Steps in which every training frame is seen so many times: their order runs on from one pass to the next."""
+        return -(-epochs * len(self.capture.train_frames) // self.batch_size)
 
     @property
     def pixels_shape(self) -> torch.Size:

@@ -17,7 +17,7 @@ from lib.files import write_whole
 OPTION = "--compare"
 NOT_MEASURED = ("frames",)  # equal in all, as the pictures are
 UNRANKED = ("neutral_mouth_psnr", "expressionless_psnr", "change", "silhouette_area")  # yardsticks, and what describes a video: none is best
-SUMMARY = ("psnr", "ssim", "mask_psnr", "lpips_vgg", "mouth_psnr")  # of subjects, for a terminal
+SUMMARY = ("psnr", "ssim", "mask_psnr", "lpips_vgg", "mouth_psnr", "jitter", "silhouette_iou", "nonfinite")  # of subjects, for a terminal
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a number stands for: the written protocol (docs/evaluation.md) under its id, and everything two results must share to be compared."""
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from lib.evaluation.submission import SubmissionConfig
 from lib.files import sha256
 from lib.losses.perceptual import NETWORKS, Lpips, Network, load_lpips
 
-PROTOCOL_ID = "gha-eval-2"  # 1: the same psnr, mask_psnr, ssim and mouth_psnr, without the others
+PROTOCOL_ID = "gha-eval-3"  # 2: the same but in the padding, where the truth was white; 1: psnr, mask_psnr, ssim and mouth_psnr of 2
+MOST_SHOWN = 200  # rows of a page: a JPEG ends at 65,500 pixels
 LPIPS_KEY = "evaluation.lpips"
 
 
@@ -22,7 +24,7 @@ class EvaluationConfig(Config):
 
     lpips: tuple[Network, ...] = Field(("vgg", "alex"), description="LPIPS networks, with the weights of loss.lpips_weights; skipped where absent")
     conventions: tuple[ConventionName, ...] = Field((), description="also measure as published code does: " + ", ".join(CONVENTIONS))
-    worst: int = Field(6, gt=0, description="pictures on the page of the worst")
+    worst: int = Field(6, gt=0, le=MOST_SHOWN, description="pictures on the page of the worst")
     cross: DrivingConfig | None = Field(None, description="split cross: a driver without a truth, by the keys of reenactment's section dataset")
     submission: SubmissionConfig | None = Field(None, description="write videos for a benchmark's server (config/benchmarks)")
 
@@ -65,11 +67,15 @@ class Protocol(Config):
         for name in self.splits.keys() & other.splits.keys() if same_pictures else ():
             mine, theirs = self.splits[name], other.splits[name]
             parts = [(key, getattr(mine, key), getattr(theirs, key)) for key in ("cameras", "sequences", "pictures")]
-            different = [f"{name}: {key} {_listed(one)} and {_listed(two)}" for key, one, two in parts if one != two]
+            different = [f"{name}: {key} {_listed(one)} and {_listed(two)}" for key, one, two in parts if _in_any_order(one) != _in_any_order(two)]
             same_names = "pictures with other parameters or cameras under the same names (another subject, or tracked anew)"
             found += different or ([f"{name}: {same_names}"] if mine.digest != theirs.digest else [])
         found += [f"LPIPS ({name}): other weights" for name in self.lpips.keys() & other.lpips.keys() if self.lpips[name] != other.lpips[name]]
         return found
+
+
+def _in_any_order(value: object) -> object:
+    return sorted(value) if isinstance(value, tuple) else value
 
 
 def _listed(value: object) -> str:
@@ -100,8 +106,7 @@ def load_networks(config: EvaluationConfig, folder: Path, device: torch.device, 
 
 def check_protocols(named: dict[str, Protocol], same_pictures: bool = True) -> None:
     """Raises InputError naming what differs, where results are not of one protocol and, with `same_pictures`, the same pictures."""
-    first, *others = named
-    for other in others:
+    for first, other in itertools.combinations(named, 2):  # also of two that the first one says nothing about, such as of a network's weights
         different = named[first].differences(named[other], same_pictures)
         if different:
             raise InputError("\n  ".join([f"{first} and {other} cannot be compared, as they differ in", *different,

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from lib.datasets.batches import HeadBatch, on_white
+from lib.datasets.batches import HeadBatch, on_white, where_seen
 from lib.datasets.driving import DrivingFrame
 from lib.datasets.head_capture import HeadCapture, Picture
 from lib.evaluation.measures import Compared
@@ -29,9 +29,10 @@ class Truth(TensorBundle):
     expressionless: Float[Tensor, "B 3 H W"] | None
 
     def compared(self, image: Float[Tensor, "B 3 H W"]) -> Compared:
-        """With what an avatar drew."""
+        """With what an avatar drew; in the padding nothing differs."""
         face, mouth = self.regions.float().split(1, dim=1)
-        return Compared(image, on_white(self.pixels), self.pixels[:, 3:4].float() / 255.0, face, mouth)
+        target = on_white(self.pixels)
+        return Compared(where_seen(image, target, self.pixels), target, self.pixels[:, 3:4].float() / 255.0, face, mouth)
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,6 @@ def contents(capture: HeadCapture, pictures: Sequence[Picture]) -> SplitContents
         lines.append(f"{capture.digest(picture.frame)} {hashlib.sha256(camera.numpy().tobytes()).hexdigest()}")
     frames = dict.fromkeys(picture.frame for picture in pictures)
     return SplitContents(
-        pictures=len(pictures), cameras=tuple(camera for camera in capture.camera_ids if any(camera == one.camera for one in pictures)),
+        pictures=len(pictures), cameras=tuple(sorted({picture.camera for picture in pictures})),
         sequences=tuple(sorted({capture.sequence_of[frame] for frame in frames} - {""})),
         digest=hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16])

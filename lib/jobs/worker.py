@@ -45,10 +45,13 @@ class Task:
     log: Path
     folders: tuple[Path, ...] = ()
 
-    def held(self) -> str:
-        """Who writes the run, by this task or by hand, as a message; empty where nobody does. Raises InputError where nobody could."""
+    def held(self, by_others: bool = False) -> str:
+        """Who writes the run, by this task or by hand, as a message; empty where nobody does. Raises InputError where nobody could.
+
+        `by_others`: asked by the holder of `lock`, who would lose it by trying to take it again.
+        """
         folders = {self.lock.parent, *self.folders}
-        for path in sorted({self.lock, *(path for folder in folders for path in folder.glob("*.lock"))}):
+        for path in sorted({self.lock, *(path for folder in folders for path in folder.glob("*.lock"))} - ({self.lock} if by_others else set())):
             try:
                 with RunLock(path):
                     pass
@@ -59,8 +62,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: the last stage and its exit code (0: all are done; below 0: killed by that signal). None: nothing was run, as another
-    process writes the run."""
+    """How an attempt ended: the last stage and its exit code (0: all are done; below 0: killed by that signal). None: it cannot
+    go on now, as another process writes the run."""
 
     code: int | None
     stage: str = ""
@@ -78,6 +81,8 @@ def attempt_task(task: Task, attempt: int, environment: dict[str, str], coordina
         with RunLock(task.lock):
             outcome = Outcome(0)
             for command in task.commands:
+                if held := task.held(by_others=True):
+                    return Outcome(None, "", held)
                 outcome = _run(command, task.log, attempt, os.environ | environment, stop)
                 if outcome.code != 0:
                     break

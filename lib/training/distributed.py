@@ -54,6 +54,11 @@ def local_rank() -> int:
     return int(os.environ["LOCAL_RANK"]) if _store is not None else 0
 
 
+def local_count() -> int:
+    """Number of processes that train together on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count())) if _store is not None else 1
+
+
 @contextlib.contextmanager
 def joined(together: bool) -> Iterator[None]:
     """Context in which the processes that torchrun started are one run; only the first one's stdout is seen.

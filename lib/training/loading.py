@@ -26,10 +26,12 @@ AHEAD = 2  # batches per thread that are being decoded or wait for their step
 
 
 def loading_threads(given: int | None, device: torch.device, processes: int) -> int:
-    """As many as were asked for; else a share of the cores where a GPU would wait, and none where training needs them."""
+    """As many as were asked for; else, where a GPU would wait, the share of one of the `processes` of this machine in the cores that they may use,
+    and none where training needs them."""
     if given is not None:
         return given
-    return max(1, min(MOST_THREADS, (os.cpu_count() or 1) // processes)) if device.type == "cuda" else 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_THREADS, cores // processes)) if device.type == "cuda" else 0
 
 
 def load(batches: TrainingBatches, steps: range, workers: int, pinned: bool) -> Iterator[HeadBatch]:

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lib.config import Config, Name, write_config
 from lib.datasets.images import write_image
 from lib.errors import InputError
-from lib.files import make_folder, write_whole
+from lib.files import RunLock, make_folder, wait_for, write_whole
 
 RUN_MARK = ".run-"  # before the run's name, in names of TensorBoard's files
 PREVIEW_SIZE = 512  # pixels: larger pictures are shrunk on sheets and in previews
@@ -137,8 +137,9 @@ def shrink(images: Float[Tensor, "B 3 H W"], size: int = PREVIEW_SIZE) -> Float[
 
 
 def write_seconds(result_folder: Path, stage: str, seconds: float) -> None:
-    """Notes how long a stage took in <result>/seconds.json."""
-    write_whole(result_folder / "seconds.json", json.dumps(read_seconds(result_folder) | {stage: round(seconds, 1)}, indent=1))
+    """Notes how long a stage took in <result>/seconds.json, which all stages of a run share."""
+    with wait_for(RunLock(result_folder / "seconds.lock", "recorder.result_path")):
+        write_whole(result_folder / "seconds.json", json.dumps(read_seconds(result_folder) | {stage: round(seconds, 1)}, indent=1))
 
 
 def read_seconds(result_folder: Path) -> dict[str, float]:

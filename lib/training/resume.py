@@ -16,7 +16,7 @@ from lib.training.stage import AbstractStage
 # Keys that may change between a run and its continuation, by how they start; all others define what is trained.
 FREE_KEYS = (
     "gpu_id", "load_", "recorder.", "trainer.steps", "trainer.epochs", "trainer.device", "trainer.accumulate", "trainer.precision", "trainer.compile",
-    "trainer.deterministic", "trainer.workers", "trainer.validate_", "dataset.dataroot", "dataset.cache_gb", "loss.lpips_weights", "evaluation.",
+    "trainer.deterministic", "trainer.workers", "trainer.validate_", "dataset.dataroot", "dataset.cache_gb", "loss.lpips_weights", "evaluation",
 )
 # Keys of section `dataset` that only reenactment reads.
 UNUSED_KEYS = {f"dataset.{key}" for key in DrivingConfig.model_fields.keys() - HeadCaptureConfig.model_fields.keys()}
@@ -48,11 +48,17 @@ def resume(stage: AbstractStage, data: CaptureRecord, latest: Path) -> Progress:
                          "choose another recorder.name for a new run") from error
     _check_unchanged(before, stage.config.model_dump(mode="json"), latest)
     checkpoint.restore(stage)
+    stage.earlier = () if checkpoint.data is None else checkpoint.data.earlier
     here = provenance(next(stage.modules.parameters()).device)
     different = [] if checkpoint.made_by is None else here.differences(checkpoint.made_by)
     if different:
         print(f"resume: {latest} was made with {'; '.join(different)}: what follows need not be equal to the bit to a run without interruption")
-    return Progress(checkpoint.step, checkpoint.best_psnr, checkpoint.seconds)
+    best, counts = checkpoint.best_psnr, (before["trainer"]["validate_count"], stage.config.model_dump(mode="json")["trainer"]["validate_count"])
+    if counts[0] != counts[1]:
+        print(f"resume: trainer.validate_count is {counts[1]}, it was {counts[0]}: psnr is of other pictures now, "
+              f"so {stage.name}_best is chosen anew")
+        best = Progress.best_psnr
+    return Progress(checkpoint.step, best, checkpoint.seconds)
 
 
 def _check_same_data(checkpoint: Checkpoint, data: CaptureRecord) -> None:

@@ -67,7 +67,8 @@ def _run(main: Callable[[], None]) -> int:
 def choose_device(name: str, gpu_id: int = 0, option: str = "trainer.device") -> torch.device:
     """`auto` is CUDA device `gpu_id` where there is one, else the CPU. Raises InputError, naming `option`, for a device that is not here.
 
-    Each of several processes has the CUDA device of its number on this machine. Convolutions of float32 compute in it from then on: torch lets
+    A CUDA device becomes the current one, as what is recorded or waited for without naming a device is of that. Each of several processes has the
+    CUDA device of its number on this machine. Convolutions of float32 compute in it from then on: torch lets
     them round their factors to TF32 on CUDA, but here what may be rough says so (networks/precision.py).
     """
     torch.backends.cudnn.allow_tf32 = False
@@ -87,6 +88,8 @@ def choose_device(name: str, gpu_id: int = 0, option: str = "trainer.device") ->
         raise InputError(f"{option}: expected auto, cpu, cuda or cuda:<n>, found '{name}'")
     if device.type == "cuda" and (device.index or 0) >= devices:
         raise InputError(f"{option}: '{name}' is not available here ({devices} CUDA devices); use auto, cpu or another gpu_id")
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)
     return device
 
 

@@ -38,7 +38,8 @@ class AbstractStage(ABC):
     `modules` holds everything learned, `optimizers` everything that updates it; both go into the checkpoint. `name` is
     the prefix of its files; `config` the resolved configuration that the checkpoint keeps; `remarks` are lines about the
     data, printed before the first step; `exchange` is with the other processes of a run, if the trainer gave one; `precision` is that of
-    the networks; `watch` is there where steps whose numbers are not finite are skipped instead of ending the run.
+    the networks; `earlier` is what CaptureRecord keeps of the checkpoints it goes back to; `watch` is there where steps whose numbers are not
+    finite are skipped instead of ending the run.
     """
 
     name: str
@@ -46,6 +47,7 @@ class AbstractStage(ABC):
     modules: nn.ModuleDict
     optimizers: dict[str, torch.optim.Optimizer]
     remarks: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
     exchange: Exchange = Exchange()
     precision: Precision = "highest"
     watch: NumberWatch | None = None

@@ -61,7 +61,7 @@ def train(
     """
     first = distributed.is_first()
     share = batches.share(distributed.rank(), distributed.count(), config.accumulate)
-    steps = config.steps or config.epochs * batches.steps_per_epoch
+    steps = config.steps or batches.steps_of(config.epochs)
     stage.modules.to(device)
     with RunLock(recorder.config.run_folder / f"{stage.name}.lock") if first else contextlib.nullcontext(), StopSignals() as signals:
         latest = recorder.config.run_folder / f"{stage.name}_latest"
@@ -89,10 +89,10 @@ class _Loop:
     ) -> None:
         self.stage, self.batches, self.config, self.recorder, self.device, self.steps = stage, batches, config, recorder, device, steps
         self.first = distributed.is_first()
-        self.workers = loading_threads(config.workers, device, distributed.count())
+        self.workers = loading_threads(config.workers, device, distributed.local_count())
         self.profile = profile and self.first
         self.folder = recorder.config.run_folder
-        self.data = batches.capture.record()
+        self.data = dataclasses.replace(batches.capture.record(), earlier=stage.earlier)
         self.held_out = batches.held_out(config.validate_count)
         self.shown = self.held_out or batches.training_examples(config.validate_count)
         # A restored group holds a decayed rate, and what it started from.
@@ -197,7 +197,8 @@ class _Loop:
             self.recorder.line(remark)
         if not self.held_out:
             self.recorder.line("nothing is held out (dataset.held_out_cameras, dataset.held_out_sequences): psnr below is of training pictures")
-        self.batches.capture.pictures(self.shown)  # one that cannot be used is found now, not at the first validation
+        for picture in self.shown:  # one that cannot be used is found now, not at the first validation; they may be too many for the memory
+            self.batches.capture.pictures([picture])
         if remaining >= REHEARSE_STEPS:
             with self._explained(start.step):
                 cost = rehearse(self.stage, self.batches, start.step, self.device)

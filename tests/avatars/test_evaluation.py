@@ -9,7 +9,8 @@ from benchmarks.reenact import make_avatar
 from lib.avatars.gaussian_head_avatar.drawing import BatchRenderer
 from lib.avatars.gaussian_head_avatar.evaluation import shown_pictures
 from lib.datasets.head_capture import HeadCapture, HeadCaptureConfig, Picture
-from lib.evaluation.truth import contents, follows, in_order, load_portion, without_expression
+from lib.evaluation.measures import TruthMeasures
+from lib.evaluation.truth import Truth, contents, follows, in_order, load_portion, without_expression
 from tests.tiny import CAMERAS, HELD_OUT_CAMERA, SIZE, dataset_dict
 
 
@@ -58,6 +59,21 @@ def test_the_face_lies_on_the_head(capture):
     truth = load_portion(capture, [Picture(capture.frames[0], HELD_OUT_CAMERA)], None).truth
     face, mask = truth.regions[0, 0].bool(), truth.pixels[0, 3] > 127
     assert 0.05 < face.float().mean() < mask.float().mean() and (face & mask).sum() > 0.95 * face.sum()
+
+
+def test_in_the_padding_nothing_is_wrong():
+    """Nobody knows what was there."""
+    pixels = torch.full((1, 5, 32, 32), 255, dtype=torch.uint8)
+    pixels[0, :3] = torch.randint(0, 256, (3, 32, 32), generator=torch.Generator().manual_seed(0))
+    pixels[0, 3:, :, :8] = 0
+    drawn = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    drawn[..., 8:] = pixels[:, :3, :, 8:].float() / 255.0
+    truth = Truth(pixels, torch.zeros(1, 2, 32, 32, dtype=torch.uint8), None)
+    measures = TruthMeasures({}, ())(truth.compared(drawn))
+    found = dict(zip(measures.names, measures.values[0].tolist(), strict=True))
+    assert (found["psnr"], found["mask_psnr"], found["l1"]) == (100.0, 100.0, 0.0) and found["mask_ssim"] > 1.0 - 1e-6
+    drawn[..., 8:] += 0.1
+    assert float(TruthMeasures({}, ())(truth.compared(drawn)).values[0, 0]) < 25.0
 
 
 def test_contents_tell_other_pictures(capture):

@@ -111,6 +111,25 @@ def test_a_broken_picture_is_told_by_its_file(driver, tmp_path):
     assert not (tmp_path / "frames" / "00005.png").exists()
 
 
+def test_a_film_that_cannot_begin_leaves_the_frames_of_the_one_before(driver, tmp_path):
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "00099.png").touch()
+    with pytest.raises(InputError, match="renders NaN"):
+        film(Grey(driver, broken=(0,)), driver, CONFIG, tmp_path)
+    assert [path.name for path in (tmp_path / "frames").iterdir()] == ["00099.png"]
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 5), (4, 7), (9, 2)])
+def test_a_picture_that_is_not_square_keeps_its_shape(height, width):
+    pixels = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    square = module.squared(pixels)
+    size = max(height, width)
+    assert square.shape == (3, size, size)
+    top, left = (size - height) // 2, (size - width) // 2
+    assert torch.equal(square[:, top:top + height, left:left + width], pixels)
+    assert int(square.long().sum()) == int(pixels.long().sum()) + 3 * 255 * (size * size - height * width)
+
+
 @pytest.mark.parametrize(("target", "name"), [(module, "write_pixels"), (module.VideoWriter, "add")])
 def test_errors_of_threads_end_the_run_soon(driver, tmp_path, monkeypatch, target, name):
     def refuses(*_):

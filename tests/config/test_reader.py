@@ -232,6 +232,24 @@ def test_a_later_file_leaves_other_sections_of_an_anchor_alone(tmp_path):
     assert (config.inner.rate, config.maybe.rate) == (2, 1)
 
 
+def test_the_command_line_leaves_other_sections_of_an_anchor_alone(tmp_path):
+    config = read(tmp_path, "needed: 1\ninner: &base {rate: 1}\nmaybe: *base\n", "inner.rate=2")
+    assert (config.inner.rate, config.maybe.rate) == (2, 1)
+
+
+class Place(Config):
+    """A path."""
+
+    folder: Path = Field(description="a folder")
+
+
+def test_a_path_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for text, overrides in (("folder: ~/runs\n", ()), ("folder: x\n", ("folder=~/runs",))):
+        assert read(tmp_path, text, *overrides, schema=Place).folder == Path("/home/me/runs")
+    assert read(tmp_path, "folder: a~b\n", schema=Place).folder == Path("a~b")
+
+
 @pytest.mark.parametrize(("second", "said"), [
     ("inner:\n  raet: 1\n", r"second\.yaml:2: inner\.raet: unknown key; did you mean 'rate'\?"),
     ("inner: {rate: fast}\n", r"second\.yaml:1: inner\.rate: .*'fast'"),

@@ -359,6 +359,7 @@ def test_vertex_counts_differ(copy):
 
 
 def test_unknown_held_out_camera(copy):
+    assert "listed 2 times" in refusal(copy, held_out_cameras=[CAMERAS[0], CAMERAS[0]])
     said = refusal(copy, held_out_cameras=["999"])
     assert "held_out_cameras" in said and "999" in said and CAMERAS[0] in said
 

@@ -10,6 +10,7 @@ import torch
 
 from lib.datasets.driving import DrivingConfig, DrivingSequence, orbit_camera
 from lib.datasets.layout import read_camera_file
+from lib.datasets.retarget import TrainedFace
 from lib.errors import InputError
 from lib.geometry.camera import look_at
 
@@ -95,6 +96,72 @@ def test_a_typical_pose_that_is_not_known_is_said(root):
 
 def test_published_smoothing_is_the_default(root):
     assert DrivingConfig(dataroot=root).smoothing == 0.5
+
+
+def test_every_sequence_is_smoothed_alone(root):
+    """The end of one says nothing about the start of the next."""
+    rows = [{"frame": f"{index:04d}", "sequence": "A" if index < 3 else "B", "time": 0.04 * index} for index in range(FRAMES)]
+    (root / "frames.json").write_text(json.dumps({"frames": rows}))
+    driver = sequence(root, smoothing=0.5)
+    for key, found in (("exp_coeff", driver.expressions), ("pose", driver.poses)):
+        for start, end in ((0, 3), (3, FRAMES)):
+            expected = [raw(root, key)[start]]
+            for value in raw(root, key)[start + 1:end]:
+                expected.append(0.5 * expected[-1] + 0.5 * value)
+            assert np.allclose(found[start:end].numpy(), expected, atol=1e-6)
+
+
+def test_a_head_is_as_large_as_where_it_is_put(root):
+    """Files of another capture may have another unit."""
+    trained = TrainedFace(-torch.ones(WIDTH), torch.ones(WIDTH), torch.zeros(WIDTH), torch.tensor([0.7]))
+    np.savez(root / "place.npz", exp_coeff=np.zeros((1, WIDTH)), pose=np.zeros((1, 6)), scale=np.array([1.25]))
+    drivers = np.array([0.1 + index for index in range(FRAMES)], np.float32)
+    for mode, expected in (("own", 0.7), ("fixed", 1.25), ("driver", drivers), ("zero", drivers)):
+        config = DrivingConfig(dataroot=root, param_files="params/*/params.npz", head_pose=mode, resolution=32,
+                               head_pose_path=root / "place.npz" if mode == "fixed" else None)
+        assert np.allclose(DrivingSequence(config, OWN, WIDTH, trained).scales[:, 0].numpy(), expected)
+    config = DrivingConfig(dataroot=root, param_files="params/*/params.npz", head_pose="own", resolution=32)
+    assert np.allclose(DrivingSequence(config, OWN).scales[:, 0].numpy(), drivers)  # nothing tells the avatar's
+
+
+def test_a_place_that_is_not_used_is_refused(root):
+    with pytest.raises(ValueError, match="head_pose fixed"):
+        DrivingConfig(dataroot=root, head_pose_path=root / "nowhere.npz")
+
+
+def test_a_driver_of_two_fits_is_refused(root):
+    (root / "params" / "fit.json").write_text('{"complete": false}')
+    assert "fit.json" in refusal(root)
+    (root / "params" / "fit.json").unlink()
+    write(root / "params" / "3", 3)
+    assert "'0003'" in refusal(root) and "'3'" in refusal(root)
+
+
+def test_pictures_beside_are_those_of_their_frames(root, capsys):
+    """One frame without a number, another without a picture: as many of both, and yet not the same."""
+    for index in range(FRAMES):
+        if index != 4:
+            (root / "images" / f"{index:04d}").mkdir(parents=True)
+            cv2.imwrite(str(root / "images" / f"{index:04d}" / "image_1.jpg"), np.zeros((8, 8, 3), np.uint8))
+    np.savez(root / "params" / "0002" / "params.npz", exp_coeff=np.full((1, WIDTH), np.nan), pose=np.zeros((1, 6)), scale=np.ones(1))
+    assert sequence(root, image_files="images/*/image_1.jpg", nan_frames="skip").images == []
+    assert "none of frame 0004" in capsys.readouterr().out
+    (root / "images" / "0004").mkdir()
+    cv2.imwrite(str(root / "images" / "0004" / "image_1.jpg"), np.zeros((8, 8, 3), np.uint8))
+    found = sequence(root, image_files="images/*/image_1.jpg", nan_frames="skip")
+    assert [path.parent.name for path in found.images] == [Path(name).parent.name for name in found.files]
+
+
+def test_the_size_that_a_camera_refers_to_is_that_of_its_pictures(root):
+    camera = root / "cameras" / "0000" / "camera_7.npz"
+    camera.parent.mkdir(parents=True)
+    camera.write_bytes((root / "camera.npz").read_bytes())
+    assert not any("optical axis" in note for note in sequence(root, camera_path=camera).notes)
+    assert any("optical axis" in note and "2048" in note for note in sequence(root, camera_path=camera, original_resolution=2048).notes)
+    (root / "images" / "0000").mkdir(parents=True)
+    cv2.imwrite(str(root / "images" / "0000" / "image_7.png"), np.zeros((128, 128, 3), np.uint8))
+    sequence(root, camera_path=camera)
+    assert "dataset.original_resolution is 2048" in (said := refusal(root, camera_path=camera, original_resolution=2048)) and "128x128" in said
 
 
 def test_a_still_driver_is_not_changed_by_smoothing(root):

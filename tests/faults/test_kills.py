@@ -35,26 +35,31 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(workshop
     left, runs, late = many if long else few, 0, 0
     while left:
         command, runs = workshop.place(name, tmp_path / str(runs)), runs + 1
-        while killed := left > 0 and kill(command, moments, chance, reference.changes):
+        while killed := left > 0 and kill(command, moments, chance, reference.changes, through(name)):
             strange = reference.strange(files(command.place))
             ledger.enter(f"kill -9 while {moments}" + f", {name}" * (name in TRAININGS), True, strange == [])
             assert strange == []
             left -= killed
             late += (command.place / "checkpoints" / "tiny" / f"{name}_latest").exists()
-        assert Victim(command).end() == 0  # of what was through before it could be killed, once more
+        assert Victim(command).end() in through(name)  # of what was through before it could be killed, once more
         content = files(command.place)
         assert reference.same(content) and leftovers(content) == []
     print(f"{name}: {many if long else few} kills in {runs} runs" + f", {late} where there was a checkpoint" * (name in TRAININGS))
     assert late > 0 or name not in TRAININGS
 
 
-def kill(command: Command, moments: str, chance: random.Random, changes: int) -> bool:
+def through(name: str) -> tuple[int, ...]:
+    """Exit codes of a command that was through before: a whole export for other code is not written over."""
+    return (0, 2) if name == "export GaussianAvatars" else (0,)
+
+
+def kill(command: Command, moments: str, chance: random.Random, changes: int, ended: tuple[int, ...]) -> bool:
     """Starts the command and kills it; whether that came before its end."""
     half = moments != "training" and chance.random() < HALVES
     victim = Victim(command, chance.randint(1, changes), "write half" if half else "go on")
     victim.wait_for_event()
     time.sleep(chance.uniform(0.0, LATEST_MOMENT_S) + half * LATEST_MOMENT_S + (moments == "training") * chance.uniform(0.0, A_STEP_S))
-    return victim.kill()
+    return victim.kill(ended)
 
 
 @pytest.mark.cases(TRAININGS, TRAININGS[:1])

@@ -18,7 +18,7 @@ from lib.files import RunLock
 from lib.jobs import coordinator
 from lib.jobs.coordinator import Report, State, coordinate
 from lib.jobs.executors import ROOT, JobsConfig, choose_executor
-from lib.jobs.worker import Command, Task
+from lib.jobs.worker import Command, Task, attempt_task
 
 # As a training does: one process at a time, saves on SIGTERM, is finished at once when it is run again.
 STAGE = """
@@ -177,6 +177,20 @@ def test_a_coordinator_killed_leaves_no_second_worker_on_a_run(tmp_path):
     assert (report.state, report.attempt, len(begun(tmp_path))) == (State.DONE, 1, 2)
     assert any(state is State.HELD and "is writing this run" in message for state, message in seen)
     assert not alive(first)
+
+
+def test_a_run_that_a_person_took_before_the_worker_began_is_waited_for(tmp_path, monkeypatch):
+    """A job may wait in a queue for hours."""
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # those of the tests stay
+    (tmp_path / "finished").write_text("")
+    by_hand = subprocess.Popen([sys.executable, "-c", "import sys; from pathlib import Path; from lib.files import RunLock\n"
+                                "with RunLock(Path(sys.argv[1])): print('held', flush=True); input()", str(tmp_path / "meshhead.lock")],
+                               cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert by_hand.stdout is not None and by_hand.stdout.readline() == "held\n"
+    held = attempt_task(task(tmp_path), 1, {}, None)
+    by_hand.communicate("\n")
+    assert held.code is None and f"process {by_hand.pid} on" in held.message
+    assert attempt_task(task(tmp_path), 1, {}, None).code == 0
 
 
 def test_a_run_trained_by_hand_is_waited_for(tmp_path):

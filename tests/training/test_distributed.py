@@ -192,7 +192,7 @@ def test_a_sample_is_chosen_alike_whoever_trains_on_it(made):
         assert sum((share.frame for share in shares), ()) == whole[5].frame == tuple(whole.shown(5)[0])
         assert sum((share.view for share in shares), ()) == whole[5].view == tuple(whole.shown(5)[1])
         assert sum((share.samples for share in shares), ()) == (20, 21, 22, 23)
-    assert whole.share(1, 2, 1).steps_per_epoch == whole.steps_per_epoch
+    assert whole.share(1, 2, 1).steps_of(7) == whole.steps_of(7)
 
 
 @pytest.mark.parametrize(("batch", "processes", "passes", "fitting"), [
@@ -229,9 +229,21 @@ def test_processes_need_devices_of_their_own(monkeypatch, name, local, said):
 def test_float32_is_float32_wherever_it_is_computed(monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
         choose_device(name)
         assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize(("name", "gpu_id", "expected"), [("auto", 1, [1]), ("cuda:1", 0, [1]), ("cuda", 0, [0]), ("cpu", 1, [])])
+def test_the_chosen_device_is_the_current_one(monkeypatch, name, gpu_id, expected):
+    """CUDA graphs and events are of the current device, whatever device their tensors are on."""
+    current: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    choose_device(name, gpu_id)
+    assert current == expected
 
 
 @pytest.mark.gpu

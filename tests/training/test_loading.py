@@ -149,7 +149,9 @@ def test_waiting_is_told_with_what_helps(made, tmp_path, monkeypatch):
 
 
 def test_threads_that_nobody_asked_for(monkeypatch):
-    monkeypatch.setattr(loading.os, "cpu_count", lambda: 12)
+    """Of the cores that the job may use, not of all that the machine has."""
+    monkeypatch.setattr(loading.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(loading.os, "sched_getaffinity", lambda process: set(range(12)), raising=False)
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert [loading.loading_threads(None, cuda, processes) for processes in (1, 2, 4, 100)] == [8, 6, 3, 1]
     assert loading.loading_threads(None, cpu, 1) == 0

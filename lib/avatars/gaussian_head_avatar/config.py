@@ -59,23 +59,30 @@ class AvatarConfig(Config):
 
 
 def check_held_out(capture: HeadCapture, checkpoint: Checkpoint) -> None:
-    """Raises InputError when something is held out here on which the checkpoint was trained, whatever its frames were called there."""
+    """Raises InputError when something is held out here on which the checkpoint, or one that it goes back to, was trained, whatever its frames were
+    called there."""
+    if "" in descent(checkpoint) and (capture.config.held_out_cameras or capture.config.held_out_sequences):
+        origin = "a published checkpoint does" if checkpoint.data is None else "goes back to a published checkpoint, and those do"
+        print(f"{checkpoint.path}: {origin} not say what it was trained on; what you hold out may have been trained on")
     if checkpoint.data is None:
-        if capture.config.held_out_cameras or capture.config.held_out_sequences:
-            print(f"{checkpoint.path}: a published checkpoint does not say what it was trained on; what you hold out may have been trained on")
         return
-    trained = checkpoint.data.trained()
     worthless = "which would make every measure on it worthless"
-    for frame in capture.held_out_frames:
-        name = trained.get(capture.digest(frame))
-        if name is not None:
-            raise InputError(f"dataset.held_out_sequences: frame {frame} is held out ('{capture.sequence_of[frame]}'), but {checkpoint.path} was "
-                             f"trained on it{'' if name == frame else f' (there called {name})'}, {worthless}")
-    if any(capture.digest(frame) in trained for frame in capture.train_frames):
-        for camera in capture.config.held_out_cameras:
-            if camera in checkpoint.data.train_cameras:
-                raise InputError(f"dataset.held_out_cameras: camera {camera} is held out, but {checkpoint.path} was trained on its pictures, "
-                                 f"{worthless}")
+    for number, (trained, cameras) in enumerate(checkpoint.data.all_trained()):
+        what = f"{checkpoint.path} was" if number == 0 else f"a checkpoint that {checkpoint.path} goes back to (its mesh head?) was"
+        for frame in capture.held_out_frames:
+            name = trained.get(capture.digest(frame))
+            if name is not None:
+                raise InputError(f"dataset.held_out_sequences: frame {frame} is held out ('{capture.sequence_of[frame]}'), but {what} "
+                                 f"trained on it{'' if name in (frame, '') else f' (there called {name})'}, {worthless}")
+        if any(capture.digest(frame) in trained for frame in capture.train_frames):
+            for camera in capture.config.held_out_cameras:
+                if camera in cameras:
+                    raise InputError(f"dataset.held_out_cameras: camera {camera} is held out, but {what} trained on its pictures, {worthless}")
+
+
+def descent(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What a training that starts from the checkpoint goes back to, as CaptureRecord keeps it."""
+    return ("",) if checkpoint.data is None else checkpoint.data.descent()
 
 
 def shares_frames(capture: HeadCapture, checkpoint: Checkpoint) -> bool:

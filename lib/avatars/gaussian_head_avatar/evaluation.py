@@ -128,9 +128,12 @@ def _written(config: GaussianHeadTrainConfig, sitting: Sitting, measured: list[S
 
 def _opened(config: GaussianHeadTrainConfig) -> tuple[Checkpoint, HeadCapture]:
     """The avatar of this run, and its subject. Raises InputError where they do not belong together or the avatar has seen what is held out."""
-    # After a training the key names what it started from, so its own result goes before.
-    own = config.recorder.run_folder / "gaussianhead_latest"
-    path = own if own.exists() else config.load_gaussianhead_checkpoint or own
+    own, given = config.recorder.run_folder / "gaussianhead_latest", config.load_gaussianhead_checkpoint
+    path = given or own
+    if own.exists() and given is not None and given.resolve().parent != own.resolve().parent:
+        print(f"load_gaussianhead_checkpoint: {given} is what the training of {own} started from, and is not measured; for that choose another "
+              "recorder.name")
+        path = own
     print(f"evaluating {path}")
     checkpoint = read_gaussian_head(path, "load_gaussianhead_checkpoint", config.gaussianheadmodule, config.supresmodule,
                                     config.load_supres_checkpoint)

@@ -173,14 +173,28 @@ class Threads:
             threads.shutdown(wait=True, cancel_futures=True)
 
 
+def remove_frames(folder: Path) -> None:
+    """Those of an earlier, perhaps longer driver."""
+    for old in (folder / "frames").glob("[0-9]*.*"):
+        if old.name.removesuffix(".partial").endswith((".png", ".jpg")):
+            old.unlink()
+
+
+def squared(pixels: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 s s"]:
+    """In the middle of white where it is not square."""
+    height, width = pixels.shape[1:]
+    size = max(height, width)
+    square = pixels.new_full((3, size, size), 255)
+    top, left = (size - height) // 2, (size - width) // 2
+    square[:, top:top + height, left:left + width] = pixels
+    return square
+
+
 def film(renderer: AvatarRenderer, driver: DrivingSequence, config: VideoConfig, folder: Path) -> Pace:
     """Writes frames/<number>.<png or jpg>, reenactment.mp4 and contact_sheet.png of the driven avatar.
 
     Raises InputError when a picture is not finite or something cannot be read or written.
     """
-    for old in (folder / "frames").glob("[0-9]*.*"):  # of an earlier, perhaps longer driver
-        if old.name.removesuffix(".partial").endswith((".png", ".jpg")):
-            old.unlink()
     frames = config.frames != "none"
     shown = set(spread(list(range(len(driver))), config.sheet_columns * config.sheet_rows))
     sheet: dict[int, Float[Tensor, "3 h w"]] = {}
@@ -189,7 +203,7 @@ def film(renderer: AvatarRenderer, driver: DrivingSequence, config: VideoConfig,
     pace = Pace()
 
     def load(path: Path) -> UInt8[Tensor, "3 H W"]:
-        pixels = resize(read_image(path), renderer.width)
+        pixels = resize(squared(read_image(path)), renderer.width)
         return pixels.pin_memory() if renderer.device.type == "cuda" else pixels
 
     def show(index: int, pixels: UInt8[Tensor, "3 H W"]) -> None:
@@ -201,6 +215,8 @@ def film(renderer: AvatarRenderer, driver: DrivingSequence, config: VideoConfig,
         def deliver(place: Place) -> None:
             if not place.wait(pace):
                 raise InputError(f"{driver.files[place.index]}: the avatar renders NaN for this frame; is the checkpoint damaged?")
+            if place.index == 0:
+                remove_frames(folder)
             place.tasks.append(threads.encode(video.add, place.planes))
             if frames:
                 path = folder / "frames" / f"{place.index:05d}.{config.frames}"

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from lib.avatars.gaussian_head_avatar.augmentation import random_zoom
 from lib.avatars.gaussian_head_avatar.avatar import RGB, GaussianAvatar, avatar_from, check_resolution
-from lib.avatars.gaussian_head_avatar.config import AvatarConfig, check_held_out, check_same, check_subject, shares_frames
+from lib.avatars.gaussian_head_avatar.config import AvatarConfig, check_held_out, check_same, check_subject, descent, shares_frames
 from lib.avatars.gaussian_head_avatar.control import Control
 from lib.avatars.gaussian_head_avatar.gaussian_head import GaussianHeadConfig
 from lib.avatars.gaussian_head_avatar.handover import hand_over, mesh_head_from
 from lib.avatars.gaussian_head_avatar.mesh_head import MeshHeadConfig
 from lib.avatars.gaussian_head_avatar.published import read_gaussian_head, read_mesh_head, refuse_published
 from lib.config import Config
-from lib.datasets.batches import HeadBatch, on_white, visible
+from lib.datasets.batches import HeadBatch, on_white, visible, where_seen
 from lib.datasets.capture_check import check_capture
 from lib.datasets.head_capture import HeadCapture
 from lib.errors import InputError
@@ -60,7 +60,7 @@ class GaussianLossConfig(Config):
 class GaussianOptimizerConfig(Config):
     """Section `optimizer`: Adam, with learning rates as fractions of lr_net (published values)."""
 
-    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of Adam's running means")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of Adam's running means (of all but the pose offsets)")
     xyz: float = Field(0.1, ge=0, description="positions")
     feature: float = Field(0.1, ge=0, description="features")
     scales: float = Field(0.3, ge=0, description="log-scales")
@@ -125,11 +125,12 @@ class PoseOffsets(nn.Module):
 
 @dataclass(frozen=True)
 class _Start:
-    """Where training begins: an avatar, the mesh head it came from, pose offsets if it brings some."""
+    """Where training begins: an avatar, the mesh head it came from, pose offsets if it brings some, and what it goes back to."""
 
     avatar: GaussianAvatar
     mesh_head: MeshHeadConfig
     pose_offsets: Float[Tensor, "F 6"] | None
+    earlier: tuple[str, ...]
 
 
 class GaussianHeadStage(AbstractStage):
@@ -143,7 +144,7 @@ class GaussianHeadStage(AbstractStage):
         self.lpips = load_lpips(config.loss.lpips_weights, "loss.lpips").to(device) if config.loss.lpips > 0 else None
         start = self._start(config, capture, device)
         self.remarks = (*capture.notes, *check_capture(capture, start.mesh_head.model_bbox).lines())
-        self.avatar = start.avatar
+        self.avatar, self.earlier = start.avatar, start.earlier
         self.config = config.model_copy(update={"gaussianheadmodule": self.avatar.head.config, "meshheadmodule": start.mesh_head})
         self.avatar.to(device)
         self.pose_offsets = PoseOffsets(len(capture.frames))
@@ -195,7 +196,8 @@ class GaussianHeadStage(AbstractStage):
             if path == given:  # the trainer says so when it resumes
                 print(f"gaussianhead: starting from the weights of {path}")
                 avatar.head.own_pose.copy_(_typical_pose(capture))
-            return _Start(avatar, checkpoint.options("meshheadmodule", MeshHeadConfig), _offsets_for(checkpoint, capture, told=path == given))
+            return _Start(avatar, checkpoint.options("meshheadmodule", MeshHeadConfig), _offsets_for(checkpoint, capture, told=path == given),
+                          descent(checkpoint))
         assert config.load_meshhead_checkpoint is not None  # _check_start
         checkpoint = read_mesh_head(config.load_meshhead_checkpoint, "load_meshhead_checkpoint", config.meshheadmodule)
         check_same(config.meshheadmodule, checkpoint.section("meshheadmodule"), "meshheadmodule", checkpoint.path)
@@ -210,7 +212,7 @@ class GaussianHeadStage(AbstractStage):
                              "(exp_color_mlp[-1])")
         head = hand_over(mesh_head, resolved, config.trainer.seed)
         head.own_pose.copy_(_typical_pose(capture))
-        return _Start(GaussianAvatar(head, Upsampler(config.supresmodule)), mesh_head.config, None)
+        return _Start(GaussianAvatar(head, Upsampler(config.supresmodule)), mesh_head.config, None, descent(checkpoint))
 
     def step(self, batch: HeadBatch, step: int) -> StepReport:
         """One Adam step."""
@@ -220,7 +222,8 @@ class GaussianHeadStage(AbstractStage):
     def compare(self, batch: HeadBatch) -> Comparison:
         """Super-resolved pictures and targets, on white; poses as tracked."""
         image = self.avatar(batch.expression, batch.head.pose, batch.head, batch.flat_camera()).image
-        return Comparison(image, batch.on_white().flatten(0, 1))
+        target = batch.on_white().flatten(0, 1)
+        return Comparison(where_seen(image, target, batch.pixels.flatten(0, 1)), target)
 
     def _losses(self, batch: HeadBatch) -> GaussianLosses:
         head, avatar = self.pose_offsets.correct(batch), self.avatar

@@ -7,12 +7,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from lib.avatars.gaussian_head_avatar.config import AvatarConfig, check_held_out, check_same, check_subject
+from lib.avatars.gaussian_head_avatar.config import AvatarConfig, check_held_out, check_same, check_subject, descent
 from lib.avatars.gaussian_head_avatar.handover import mesh_head_from
 from lib.avatars.gaussian_head_avatar.mesh_head import DeformedHead, MeshHead, MeshHeadConfig
 from lib.avatars.gaussian_head_avatar.published import read_mesh_head, refuse_published
 from lib.config import Config
-from lib.datasets.batches import HeadBatch
+from lib.datasets.batches import HeadBatch, where_seen
 from lib.datasets.capture_check import check_capture
 from lib.datasets.head_capture import HeadCapture
 from lib.evaluation.protocol import EvaluationConfig
@@ -76,7 +76,7 @@ class MeshHeadStage(AbstractStage):
     def __init__(self, config: MeshHeadTrainConfig, capture: HeadCapture, device: torch.device) -> None:
         self.remarks = (*capture.notes, *check_capture(capture, config.meshheadmodule.model_bbox).lines())
         self.weights = config.loss
-        self.head = self._start(config, capture, device)
+        self.head, self.earlier = self._start(config, capture, device)
         self.config = config.model_copy(update={"meshheadmodule": self.head.config})
         self.modules = nn.ModuleDict({"meshhead": self.head})
         networks = [parameter for name, parameter in self.head.named_parameters() if name != "landmarks_3d_neutral"]
@@ -85,7 +85,8 @@ class MeshHeadStage(AbstractStage):
         ], device)}
 
     @staticmethod
-    def _start(config: MeshHeadTrainConfig, capture: HeadCapture, device: torch.device) -> MeshHead:
+    def _start(config: MeshHeadTrainConfig, capture: HeadCapture, device: torch.device) -> tuple[MeshHead, tuple[str, ...]]:
+        """The head, and what it goes back to."""
         resolved = config.meshheadmodule.resolved(capture.expression_count)
         own = config.recorder.run_folder / "meshhead_latest"
         refuse_published(own)
@@ -98,12 +99,12 @@ class MeshHeadStage(AbstractStage):
             check_held_out(capture, checkpoint)
             if path == given:  # the trainer says so when it resumes
                 print(f"meshhead: starting from the weights of {path}")
-            return mesh_head_from(checkpoint).to(device)
+            return mesh_head_from(checkpoint).to(device), descent(checkpoint)
         head = MeshHead(resolved, capture.control_count).to(device)
         first = capture.item(capture.train_frames[0], capture.train_cameras[:1]).to(device)
         head.start_landmarks_at(first.control_points, first.head)
         head.start_as_sphere(config.trainer.seed)
-        return head
+        return head, ()
 
     def step(self, batch: HeadBatch, step: int) -> StepReport:
         """One Adam step."""
@@ -112,7 +113,8 @@ class MeshHeadStage(AbstractStage):
     def compare(self, batch: HeadBatch) -> Comparison:
         """Rendered colour and masked targets, on black."""
         image = self._render(self.head(batch), batch)
-        return Comparison(image.attributes, (batch.images * batch.masks).flatten(0, 1))
+        target = (batch.images * batch.masks).flatten(0, 1)
+        return Comparison(where_seen(image.attributes, target, batch.pixels.flatten(0, 1)), target)
 
     def _render(self, deformed: DeformedHead, batch: HeadBatch) -> MeshImage:
         views = batch.pixels.shape[1]

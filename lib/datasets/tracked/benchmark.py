@@ -71,6 +71,8 @@ def _sequence(file: Path, files: FolderFiles, gaps: Gaps) -> list[TrackedFrame]:
     expression = rows(file, archive, (None, None), "expression")
     count = len(expression)
     identity, scale = (torch.from_numpy(numbers(file, archive, None, key).reshape(-1)) for key in ("shape", "scale"))
+    if len(scale) != 1:
+        raise InputError(f"{file}: 'scale': expected one number for all frames, found {len(scale)}")
     moving = {"expression": expression} | {key: _rows(file, archive, key, shape, count) for key, shape in SHAPES.items()}
     timesteps = finite(f"{file}: 'frames'", _rows(file, archive, "frames", (), count), None).astype(int).tolist()
     folder = file.resolve().parent.parent

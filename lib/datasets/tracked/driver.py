@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lib.datasets.arrays import parse_arrays, read_bytes
-from lib.datasets.layout import FrameParams, by_number, read_params_file
+from lib.datasets.layout import CaptureFolder, FrameParams, by_number, read_params_file
 from lib.datasets.tracked import subject
 from lib.datasets.tracked.files import Gaps, ReadOptions
 from lib.datasets.tracked.record import FaceModel, FaceParams, TrackedFrame, TrackedSequence
@@ -32,6 +32,7 @@ class DriverTrack(TensorBundle):
     names: tuple[str, ...]  # file, and row: for messages
     holds: str  # what the coefficients are
     model: str | None  # name of the 3DMM, where the files tell
+    sequences: tuple[str, ...]  # of every frame
     own_world: bool  # params.npz: `poses` are in the world of the avatar's training, `scales` of its canonical units, wherever the head is put
     units_per_metre: float = 1.0  # of the world that `poses` are in
     kept: tuple[int, ...] | None = None  # of params.npz files, the numbers of those that were not left out
@@ -54,7 +55,8 @@ def track_of(paths: list[Path], skip_nan: bool = False) -> DriverTrack:
     expressions, poses, scales = (torch.stack([getattr(frame, name) for frame in frames]) for name in ("expression", "pose", "scale"))
     model = FaceModel(*frames[0].model or (None,))
     holds = f"{expressions.shape[1]} values of exp_coeff" + (f", as of {model}" if model.name else "")
-    return DriverTrack(expressions, poses, scales, tuple(names), holds, model.name, own_world=True, kept=tuple(params),
+    sequences = _sequences_of([paths[number] for number in params])
+    return DriverTrack(expressions, poses, scales, tuple(names), holds, model.name, sequences, own_world=True, kept=tuple(params),
                        left_out=len(paths) - len(params), notes=gaps.notes())
 
 
@@ -74,11 +76,33 @@ def read_driver(path: Path, expression_count: int | None, skip_nan: bool = False
     poses = [head for head in heads if head is not None]
     scale = instants[0].params.scale
     notes = (f"{sequence.summary()} (recognised by {recognition.why}); drives by {holds[0]}", *sequence.notes, *_pose_note(sequence))
+    if instants[0].params.eyelids is not None:
+        notes += ("eyelids of these files are not used: no avatar takes them. Where this tracker closes the eyes by them, the avatar's stay open",)
     return DriverTrack(
         torch.stack(rows), torch.stack(poses) if len(poses) == len(instants) else None,
         None if not poses else torch.ones(len(instants), 1) if scale is None else torch.stack([frame.params.scale for frame in instants]),
-        tuple(frame.where for frame in instants), holds[0], sequence.model.name, own_world=False, units_per_metre=sequence.units_per_metre,
-        notes=notes)
+        tuple(frame.where for frame in instants), holds[0], sequence.model.name, tuple(frame.sequence for frame in instants), own_world=False,
+        units_per_metre=sequence.units_per_metre, notes=notes)
+
+
+def _sequences_of(paths: list[Path]) -> tuple[str, ...]:
+    """The sequence of every file, by the frames.json of its subject ('' without one). Raises InputError for subjects whose files are of two fits
+    or have one number twice."""
+    found: dict[Path, list[str]] = {}
+    for path in paths:
+        if path.parent.parent.name == "params":
+            found.setdefault(path.parents[2], []).append(path.parent.name)
+    names: dict[Path, str] = {}
+    for root, frames in found.items():
+        folder, numbers = CaptureFolder(root), dict[int, str]()
+        folder.require_whole_fit()
+        for name in filter(str.isdecimal, frames):
+            other = numbers.setdefault(int(name), name)
+            if other != name:
+                raise InputError(f"{root / 'params'}: frames '{other}' and '{name}' have the same number; remove or rename one of the two folders")
+        records = folder.records(frames)
+        names |= {folder.params_path(record.frame): f"{root} {record.sequence}" for record in records or ()}
+    return tuple(names.get(path, "") for path in paths)
 
 
 def _is_params(path: Path) -> bool:

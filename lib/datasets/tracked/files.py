@@ -32,6 +32,10 @@ class Look:
     what: str
 
 
+class BrokenFrameError(NotFiniteError):
+    """NaN in one frame, which could be left out."""
+
+
 @dataclass(frozen=True)
 class Gaps:
     """Frames that hold NaN: refused, or left out and told."""
@@ -41,12 +45,12 @@ class Gaps:
 
     @contextlib.contextmanager
     def frame(self) -> Iterator[None]:
-        """Around what reads one frame. Raises NotFiniteError where it holds NaN and is not to be left out."""
+        """Around what reads one frame. Raises BrokenFrameError where it holds NaN and is not to be left out."""
         try:
             yield
         except NotFiniteError as error:
             if not self.skip:
-                raise
+                raise BrokenFrameError(str(error)) from error
             self.told[str(error).partition(";")[0]] = None
 
     def notes(self) -> tuple[str, ...]:

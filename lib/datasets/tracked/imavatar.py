@@ -16,6 +16,7 @@ import torch
 
 from lib.datasets.arrays import finite, read_json
 from lib.datasets.images import read_image
+from lib.datasets.layout import by_number
 from lib.datasets.tracked.files import FolderFiles, Gaps, Look, ReadOptions
 from lib.datasets.tracked.record import UPRIGHT, FaceModel, FaceParams, TrackedFrame, TrackedSequence
 from lib.errors import InputError
@@ -45,7 +46,7 @@ def read(path: Path, options: ReadOptions) -> TrackedSequence:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.name == NAME else []
-    return [path / NAME] if (path / NAME).is_file() else sorted(path.glob(f"*/{NAME}"))
+    return [path / NAME] if (path / NAME).is_file() else sorted(path.glob(f"*/{NAME}"), key=lambda file: by_number(file.parent.name))
 
 
 def _video(file: Path, files: FolderFiles, gaps: Gaps) -> list[TrackedFrame]:
@@ -76,7 +77,7 @@ def _video(file: Path, files: FolderFiles, gaps: Gaps) -> list[TrackedFrame]:
             params = FaceParams(expression, identity, pose[:3], torch.zeros(3), torch.tensor([SCALE]), pose[3:6], pose[6:9], pose[9:15])
             frames.append(TrackedFrame(image.stem, file.resolve().parent.name, int(image.stem) - 1 if image.stem.isdecimal() else row, params,
                                        where, "0", None if size is None else _camera(matrix, lens, *size), there, mask))
-    return frames
+    return sorted(frames, key=lambda frame: frame.timestep)
 
 
 def _camera(world_mat: torch.Tensor, lens: np.ndarray, height: int, width: int) -> Camera:

@@ -44,6 +44,14 @@ def _numpy(path: Path) -> NDArray:
     return arrays[key]
 
 
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
 def _csv(path: Path) -> NDArray[np.float64]:
     """Numbers between commas; a first line that holds names is left out."""
     try:
@@ -55,7 +63,7 @@ def _csv(path: Path) -> NDArray[np.float64]:
         try:
             rows.append([float(word) for word in line.split(",")])
         except ValueError as error:
-            if number:
+            if number or any(map(_is_number, line.split(","))):
                 raise InputError(f"{path}: line {number + 1}: expected numbers between commas ({error})") from error
             continue
         if len(rows[-1]) != len(rows[0]):

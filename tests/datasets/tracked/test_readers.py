@@ -310,10 +310,33 @@ def test_imavatar_with_a_positive_fx_is_refused(tmp_path, show):
 
 
 def test_videos_of_one_person_are_read_together(tmp_path):
-    for name in ("MVI_1810", "MVI_1812"):
+    for name in ("MVI_10", "MVI_2"):
         write_imavatar(tmp_path / "yufeng" / name, Performance())
     found = read_tracking(tmp_path / "yufeng")
-    assert found.sequences == ("MVI_1810", "MVI_1812") and len(found.instants()) == 8
+    assert found.sequences == ("MVI_2", "MVI_10") and len(found.instants()) == 8
+
+
+def test_imavatar_frames_come_in_the_order_of_time(tmp_path, show):
+    path = write_imavatar(tmp_path / "me", show)
+    change(path / "flame_params.json", lambda content: content["frames"].reverse())
+    assert [frame.timestep for frame in read_tracking(path).frames] == list(range(show.frames))
+
+
+def test_a_frame_that_is_there_twice_is_refused(tmp_path, show):
+    path = write_imavatar(tmp_path / "me", show)
+    change(path / "flame_params.json", lambda content: content["frames"].append(content["frames"][1]))
+    assert f"frame {show.frames} ('./image/2')" in (said := refusal(path)) and "frame 1 ('./image/2')" in said
+    path = write_benchmark(tmp_path / "393", show)
+    file = path / "sequences" / "EMO-1-shout+laugh" / "tracking" / "flame2023_tracking_v2.npz"
+    np.savez(file, **dict(np.load(file)) | {"frames": np.array([0, 1, 1, 2])[:show.frames]})
+    assert "row 2" in refusal(path)
+
+
+def test_one_scale_is_expected_of_a_benchmark(tmp_path, show):
+    path = write_benchmark(tmp_path / "393", show)
+    file = path / "sequences" / "EMO-1-shout+laugh" / "tracking" / "flame2023_tracking_v2.npz"
+    np.savez(file, **dict(np.load(file)) | {"scale": np.ones((show.frames, 1))})
+    assert "'scale': expected one number" in refusal(path)
 
 
 @pytest.mark.parametrize("numpy_1", [False, True])
@@ -425,7 +448,8 @@ def test_plain_rows(suffix, tmp_path, show):
 
 
 @pytest.mark.parametrize(("text", "told"), [
-    ("1,2\n3\n", "line 2 has 1 values"), ("1,2\n3,x\n", "line 2"), ("1,nan\n", "NaN"), ("a,b\n", "empty"), ("", "empty"),
+    ("1,2\n3\n", "line 2 has 1 values"), ("1,,2\n3,4,5\n", "line 1"), ("0.1,0.2,x\n3,4,5\n", "line 1"),
+    ("1,2\n3,x\n", "line 2"), ("1,nan\n", "NaN"), ("a,b\n", "empty"), ("", "empty"),
 ])
 def test_bad_rows_are_named(text, told, tmp_path):
     (tmp_path / "take.csv").write_text(text)
