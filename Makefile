@@ -44,7 +44,7 @@ NEW_TORCH := "import sys, torch; v = torch.__version__; sys.exit(None if tuple(m
 setup: $(READY)
 
 $(READY): setup.py constraints.txt
-	@[ "$(PYTHON)" = python3 ] || .venv/bin/python -c $(NEW_PYTHON) 2>/dev/null || python3 -m venv --clear .venv
+	@[ "$(PYTHON)" = python3 ] || { .venv/bin/python -c $(NEW_PYTHON) && .venv/bin/python -m pip --version; } > /dev/null 2>&1 || python3 -m venv --clear .venv
 	@$(PYTHON) -c $(NEW_PYTHON)
 	@[ "$(PYTHON)" != python3 ] || $(PYTHON) -c $(NEW_TORCH)
 	$(PYTHON) -m pip install -q --require-hashes --no-deps -r constraints.txt

@@ -81,6 +81,9 @@ def sha256(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error.strerror}); expected a file that you may read") from error
 
 
+_WITHOUT_LOCKS: set[Path] = set()  # that was said of
+
+
 class RunLock:
     """Context that lets one process at a time write a run. The lock ends with its process, however that ends; its file goes at a regular end.
 
@@ -119,7 +122,9 @@ class RunLock:
                 raise Held(f"{self.path.parent}: {holder} is writing this run ({self.path.name}); wait for it, stop it, "
                            f"or choose another {self.option}") from error
             except OSError as error:
-                print(f"{self.path}: no locks here ({error.strerror}); make sure that one process at a time writes this run")
+                if self.path not in _WITHOUT_LOCKS:
+                    print(f"{self.path}: no locks here ({error.strerror}); make sure that one process at a time writes this run")
+                _WITHOUT_LOCKS.add(self.path)
         try:
             return os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
         except FileNotFoundError:

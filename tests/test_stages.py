@@ -477,6 +477,11 @@ def test_evaluation_measures_the_checkpoint_of_the_run_that_is_named(made, runs,
     best = runs / "checkpoints/tiny/gaussianhead_best"
     run_script("evaluate", gaussian_dict(made.subject, runs) | {"load_gaussianhead_checkpoint": str(best)}, tmp_path)
     assert f"evaluating {best}" in capsys.readouterr().out
+    other = best.with_name("from_somebody")  # which a training may have started from
+    shutil.copy(best, other)
+    run_script("evaluate", gaussian_dict(made.subject, runs) | {"load_gaussianhead_checkpoint": str(other)}, tmp_path)
+    assert f"evaluating {best.with_name('gaussianhead_latest')}" in (said := capsys.readouterr().out) and "is not measured" in said
+    other.unlink()
     missing = best.with_name("gaussianhead_step_9999999")
     assert str(missing) in refusal("evaluate", gaussian_dict(made.subject, runs) | {"load_gaussianhead_checkpoint": str(missing)}, tmp_path)
 
@@ -587,6 +592,23 @@ def test_how_a_run_is_measured_may_change_on_its_way(made, runs, capsys):
     assert latest(runs, "meshhead", "measured").best_psnr != best
     run_script(script, values, runs, "trainer.steps=4", "trainer.validate_count=1")
     assert latest(runs, "meshhead", "measured").step == 4 and "anew" not in capsys.readouterr().out
+
+
+def test_what_no_training_reads_stops_no_resume(made, runs):
+    """Older code allowed values there that this one refuses."""
+    script, values = config_of("meshhead", made, runs, steps=2, name="older")
+    run_script(script, values, runs)
+    path = runs / "checkpoints" / "older" / "meshhead_latest"
+    state = torch.load(path, weights_only=True)
+    state["config"]["evaluation"] = {"worst": 10_000}
+    state["config"]["dataset"] |= {"head_pose_path": "somewhere.npz", "gone": 1}
+    torch.save(state, path)
+    said = refusal(script, values, runs, "trainer.steps=3")
+    assert "gone" in said or "not one that this code knows" in said
+    del state["config"]["dataset"]["gone"]
+    torch.save(state, path)
+    run_script(script, values, runs, "trainer.steps=3")
+    assert latest(runs, "meshhead", "older").step == 3
 
 
 def test_resume_with_pose_optimization_switched_on_is_refused(made, runs):

@@ -51,7 +51,10 @@ class Task:
         `by_others`: asked by the holder of `lock`, who would lose it by trying to take it again.
         """
         folders = {self.lock.parent, *self.folders}
-        for path in sorted({self.lock, *(path for folder in folders for path in folder.glob("*.lock"))} - ({self.lock} if by_others else set())):
+        own = self.lock.resolve()
+        for path in sorted({path.resolve() for folder in folders for path in folder.glob("*.lock")} | {own}):
+            if by_others and path == own:
+                continue
             try:
                 with RunLock(path):
                     pass
@@ -62,8 +65,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: the last stage and its exit code (0: all are done; below 0: killed by that signal). None: it cannot
-    go on now, as another process writes the run."""
+    """How an attempt ended: the last stage and its exit code (0: all are done; below 0: killed by that signal). None: nothing was
+    run, as another process writes the run."""
 
     code: int | None
     stage: str = ""
@@ -80,9 +83,11 @@ def attempt_task(task: Task, attempt: int, environment: dict[str, str], coordina
     try:
         with RunLock(task.lock):
             outcome = Outcome(0)
+            if held := task.held(by_others=True):
+                return Outcome(None, "", held)
             for command in task.commands:
-                if held := task.held(by_others=True):
-                    return Outcome(None, "", held)
+                while task.held(by_others=True) and not stop:  # somebody came between two stages
+                    time.sleep(LOOK)
                 outcome = _run(command, task.log, attempt, os.environ | environment, stop)
                 if outcome.code != 0:
                     break

@@ -42,7 +42,7 @@ def resume(stage: AbstractStage, data: CaptureRecord, latest: Path) -> Progress:
     _check_same_data(checkpoint, data)
     try:
         # Keys that are newer than the checkpoint had their defaults.
-        before = type(stage.config).model_validate(checkpoint.config).model_dump(mode="json")
+        before = type(stage.config).model_validate(_with_unused_of(checkpoint.config, stage.config.model_dump(mode="json"))).model_dump(mode="json")
     except ValidationError as error:
         raise InputError(f"{latest}: its configuration is not one that this code knows ({error.errors()[0]['msg']}); "
                          "choose another recorder.name for a new run") from error
@@ -59,6 +59,14 @@ def resume(stage: AbstractStage, data: CaptureRecord, latest: Path) -> Progress:
               f"so {stage.name}_best is chosen anew")
         best = Progress.best_psnr
     return Progress(checkpoint.step, best, checkpoint.seconds)
+
+
+def _with_unused_of(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a checkpoint with the present values of what no training reads: older code may have allowed others there."""
+    unused = {key.removeprefix("dataset.") for key in UNUSED_KEYS}
+    dataset = {key: value for key, value in old.get("dataset", {}).items() if key not in unused}
+    dataset |= {key: value for key, value in new.get("dataset", {}).items() if key in unused}
+    return old | {key: value for key, value in (("dataset", dataset), ("evaluation", new.get("evaluation"))) if key in new}
 
 
 def _check_same_data(checkpoint: Checkpoint, data: CaptureRecord) -> None:

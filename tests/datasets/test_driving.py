@@ -111,6 +111,13 @@ def test_every_sequence_is_smoothed_alone(root):
             assert np.allclose(found[start:end].numpy(), expected, atol=1e-6)
 
 
+def test_a_frames_json_of_somebody_else_does_not_stop_a_driver(root):
+    for text, said in (('{"frames": [{"frame": "0000", "sequence": "A", "time": 0}]}', "no entry for frame 0001"), ("[]", "expected")):
+        (root / "frames.json").write_text(text)
+        driver = sequence(root, smoothing=0.5)
+        assert len(driver) == FRAMES and any(said in note and "count as one sequence" in note for note in driver.notes)
+
+
 def test_a_head_is_as_large_as_where_it_is_put(root):
     """Files of another capture may have another unit."""
     trained = TrainedFace(-torch.ones(WIDTH), torch.ones(WIDTH), torch.zeros(WIDTH), torch.tensor([0.7]))

@@ -193,6 +193,15 @@ def test_a_run_that_a_person_took_before_the_worker_began_is_waited_for(tmp_path
     assert attempt_task(task(tmp_path), 1, {}, None).code == 0
 
 
+def test_asking_who_else_writes_keeps_the_own_lock(tmp_path):
+    """Whatever the folder is called: a lock of one process is lost when it is taken twice."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    one = Task("one", (), tmp_path / "real" / "subject.lock", tmp_path / "log", (tmp_path / "link",))
+    with RunLock(one.lock):
+        assert one.held(by_others=True) == "" and one.lock.exists()
+
+
 def test_a_run_trained_by_hand_is_waited_for(tmp_path):
     (tmp_path / "finished").write_text("")
     held, seen = RunLock(tmp_path / "meshhead.lock"), []

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ SPLITS, WORST = ("novel_view", "novel_sequence", "cross"), "worst_"
 WORST_BY = {"cross": "jitter"}  # which measure chooses the page of the worst; elsewhere mask_psnr
 REPORT = "report.html"
 SUBMISSION = "evaluation.submission"
+OF_A_RUN = re.compile(r"gaussianhead_(latest|best|step_[0-9]+)")  # as training calls them
 
 Item = TypeVar("Item")
 
@@ -130,7 +132,7 @@ def _opened(config: GaussianHeadTrainConfig) -> tuple[Checkpoint, HeadCapture]:
     """The avatar of this run, and its subject. Raises InputError where they do not belong together or the avatar has seen what is held out."""
     own, given = config.recorder.run_folder / "gaussianhead_latest", config.load_gaussianhead_checkpoint
     path = given or own
-    if own.exists() and given is not None and given.resolve().parent != own.resolve().parent:
+    if own.exists() and given is not None and not (given.resolve().parent == own.resolve().parent and OF_A_RUN.fullmatch(given.name)):
         print(f"load_gaussianhead_checkpoint: {given} is what the training of {own} started from, and is not measured; for that choose another "
               "recorder.name")
         path = own

@@ -55,9 +55,9 @@ def track_of(paths: list[Path], skip_nan: bool = False) -> DriverTrack:
     expressions, poses, scales = (torch.stack([getattr(frame, name) for frame in frames]) for name in ("expression", "pose", "scale"))
     model = FaceModel(*frames[0].model or (None,))
     holds = f"{expressions.shape[1]} values of exp_coeff" + (f", as of {model}" if model.name else "")
-    sequences = _sequences_of([paths[number] for number in params])
+    sequences, unread = _sequences_of([paths[number] for number in params])
     return DriverTrack(expressions, poses, scales, tuple(names), holds, model.name, sequences, own_world=True, kept=tuple(params),
-                       left_out=len(paths) - len(params), notes=gaps.notes())
+                       left_out=len(paths) - len(params), notes=(*gaps.notes(), *unread))
 
 
 def read_driver(path: Path, expression_count: int | None, skip_nan: bool = False) -> DriverTrack:
@@ -85,14 +85,14 @@ def read_driver(path: Path, expression_count: int | None, skip_nan: bool = False
         units_per_metre=sequence.units_per_metre, notes=notes)
 
 
-def _sequences_of(paths: list[Path]) -> tuple[str, ...]:
-    """The sequence of every file, by the frames.json of its subject ('' without one). Raises InputError for subjects whose files are of two fits
-    or have one number twice."""
+def _sequences_of(paths: list[Path]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The sequence of every file, by the frames.json of its subject ('' without one), and notes. Raises InputError for subjects whose files are of
+    two fits or have one number twice."""
     found: dict[Path, list[str]] = {}
     for path in paths:
         if path.parent.parent.name == "params":
             found.setdefault(path.parents[2], []).append(path.parent.name)
-    names: dict[Path, str] = {}
+    names, notes = dict[Path, str](), list[str]()
     for root, frames in found.items():
         folder, numbers = CaptureFolder(root), dict[int, str]()
         folder.require_whole_fit()
@@ -100,9 +100,13 @@ def _sequences_of(paths: list[Path]) -> tuple[str, ...]:
             other = numbers.setdefault(int(name), name)
             if other != name:
                 raise InputError(f"{root / 'params'}: frames '{other}' and '{name}' have the same number; remove or rename one of the two folders")
-        records = folder.records(frames)
+        try:
+            records = folder.records(frames)
+        except InputError as error:  # only smoothing asks for it here
+            records = None
+            notes.append(f"{error}: these frames count as one sequence")
         names |= {folder.params_path(record.frame): f"{root} {record.sequence}" for record in records or ()}
-    return tuple(names.get(path, "") for path in paths)
+    return tuple(names.get(path, "") for path in paths), tuple(notes)
 
 
 def _is_params(path: Path) -> bool:

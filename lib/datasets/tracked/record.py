@@ -84,7 +84,7 @@ class TrackedFrame:
 class TrackedSequence:
     """What one folder or file holds, in the order of time. `pivot`: the point of the model that `rotation` leaves in place, before `translation`.
 
-    Raises InputError when there is no frame, frames differ in what they hold, or two of a camera have one number.
+    Raises InputError when there is no frame, frames differ in what they hold, or two of a camera and part have one number.
     """
 
     format: str
@@ -107,9 +107,9 @@ class TrackedSequence:
                                      "all frames must come from one model")
             if frame.params.scale is not None and float(frame.params.scale) <= 0:
                 raise InputError(f"{frame.where}: 'scale': expected a positive number, found {float(frame.params.scale):g}")
-        seen: dict[tuple[str, int, str | None], TrackedFrame] = {}
+        seen: dict[tuple[str | None, ...], TrackedFrame] = {}
         for frame in self.frames:
-            other = seen.setdefault((frame.sequence, frame.timestep, frame.camera), frame)
+            other = seen.setdefault((frame.sequence, str(frame.timestep), frame.camera, frame.split), frame)  # parts may overlap: INSTA's do
             if other is not frame:
                 raise InputError(f"{frame.where}: has the number of {other.where} ({frame.timestep} of sequence '{frame.sequence}'); leave one out")
         self._check_cameras()

@@ -63,7 +63,7 @@ def _csv(path: Path) -> NDArray[np.float64]:
         try:
             rows.append([float(word) for word in line.split(",")])
         except ValueError as error:
-            if number or any(map(_is_number, line.split(","))):
+            if number or (not line.startswith("#") and any(map(_is_number, line.split(",")))):
                 raise InputError(f"{path}: line {number + 1}: expected numbers between commas ({error})") from error
             continue
         if len(rows[-1]) != len(rows[0]):

@@ -322,6 +322,15 @@ def test_imavatar_frames_come_in_the_order_of_time(tmp_path, show):
     assert [frame.timestep for frame in read_tracking(path).frames] == list(range(show.frames))
 
 
+def test_parts_that_overlap_are_read(tmp_path, show):
+    """INSTA's script takes the validation out of the end of the test part."""
+    folder = write_insta(tmp_path / "me", show)
+    last = json.loads((folder / "transforms_test.json").read_text())["frames"]
+    change(folder / "transforms_val.json", lambda content: content.update(frames=last))
+    found = read_tracking(folder)
+    assert [frame.split for frame in found.frames].count("val") == 1 and len(found.instants()) == show.frames
+
+
 def test_a_frame_that_is_there_twice_is_refused(tmp_path, show):
     path = write_imavatar(tmp_path / "me", show)
     change(path / "flame_params.json", lambda content: content["frames"].append(content["frames"][1]))
@@ -445,6 +454,9 @@ def test_plain_rows(suffix, tmp_path, show):
     assert found.format == "expression rows" and str(found.model) == "an unknown model"
     assert np.array_equal(torch.stack([frame.params.expression for frame in found.frames]), show.expression)
     assert found.frames[0].head_pose() is None
+    if suffix == ".csv":  # as numpy writes a head line
+        path.write_text(path.read_text().replace("a,b", "# 0,1"))
+        assert len(read_tracking(path).frames) == len(found.frames)
 
 
 @pytest.mark.parametrize(("text", "told"), [
