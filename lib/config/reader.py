@@ -249,7 +249,8 @@ def _suggest(name: str, section: Key, schema: type[BaseModel]) -> str:
         if inner is None:
             return ""
         model = inner
-    matches = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=ALIKE)
+    cutoff = min(ALIKE, 1.0 - 1.01 / max(2, len(name)))  # one letter of three is a typo too
+    matches = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=cutoff)
     return f"; did you mean '{matches[0]}'?" if matches else f"; known here: {', '.join(sorted(model.model_fields))}"
 
 

@@ -103,7 +103,7 @@ def test_an_export_is_written_by_number_whatever_frames_are_called(tmp_path):
     for path in source.glob("transforms*.json"):
         content = json.loads(path.read_text())
         for row in content["frames"]:
-            row |= {"timestep_id": "../../../escaped", "camera_id": "../../escaped", "sequence": "/escaped"}
+            row |= {"timestep_id": "../../../escaped", "camera_id": f"../../escaped{row['camera_index']}", "sequence": "/escaped"}
         path.write_text(json.dumps(content))
     before = set(tmp_path.rglob("*"))
     export(source, tmp_path / "out" / "set", params=False)
