@@ -13,6 +13,7 @@
 import math
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,11 +185,7 @@ class CaptureFolder:
             raise InputError(f"{images}: frame {strange!r} has control characters in its name; rename the folder")
         if not names:
             raise InputError(f"{images}: expected one folder per frame (e.g. images/0000/), found none")
-        numbered: dict[int, str] = {}
-        for name in filter(str.isdecimal, names):
-            other = numbered.setdefault(int(name), name)
-            if other != name:
-                raise InputError(f"{images}: frames '{other}' and '{name}' have the same number; remove or rename one of the two folders")
+        check_numbers(images, names)
         return names
 
     def files(self, frame: str) -> FrameFiles:
@@ -272,6 +269,15 @@ class CaptureFolder:
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise InputError(f"{path}: 'size': expected a positive number of pixels, found {size!r}")
         return size
+
+
+def check_numbers(folder: Path, frames: Iterable[str]) -> None:
+    """Raises InputError where two frames of a folder have one number."""
+    numbered: dict[int, str] = {}
+    for name in filter(str.isdecimal, frames):
+        other = numbered.setdefault(int(name), name)
+        if other != name:
+            raise InputError(f"{folder}: frames '{other}' and '{name}' have the same number; remove or rename one of the two folders")
 
 
 def read_camera_file(path: Path) -> tuple[Float[Tensor, "3 4"], Float[Tensor, "3 3"]]:

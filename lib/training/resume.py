@@ -40,22 +40,23 @@ def resume(stage: AbstractStage, data: CaptureRecord, latest: Path) -> Progress:
         return Progress()
     checkpoint = read_checkpoint(latest, stage.name, "resume")
     _check_same_data(checkpoint, data)
+    now = stage.config.model_dump(mode="json")
     try:
         # Keys that are newer than the checkpoint had their defaults.
-        before = type(stage.config).model_validate(_with_unused_of(checkpoint.config, stage.config.model_dump(mode="json"))).model_dump(mode="json")
+        before = type(stage.config).model_validate(_with_unused_of(checkpoint.config, now)).model_dump(mode="json")
     except ValidationError as error:
         raise InputError(f"{latest}: its configuration is not one that this code knows ({error.errors()[0]['msg']}); "
                          "choose another recorder.name for a new run") from error
-    _check_unchanged(before, stage.config.model_dump(mode="json"), latest)
+    _check_unchanged(before, now, latest)
     checkpoint.restore(stage)
     stage.earlier = () if checkpoint.data is None else checkpoint.data.earlier
     here = provenance(next(stage.modules.parameters()).device)
     different = [] if checkpoint.made_by is None else here.differences(checkpoint.made_by)
     if different:
         print(f"resume: {latest} was made with {'; '.join(different)}: what follows need not be equal to the bit to a run without interruption")
-    best, counts = checkpoint.best_psnr, (before["trainer"]["validate_count"], stage.config.model_dump(mode="json")["trainer"]["validate_count"])
-    if counts[0] != counts[1]:
-        print(f"resume: trainer.validate_count is {counts[1]}, it was {counts[0]}: psnr is of other pictures now, "
+    best, (was, count) = checkpoint.best_psnr, (config["trainer"]["validate_count"] for config in (before, now))
+    if was != count:
+        print(f"resume: trainer.validate_count is {count}, it was {was}: psnr is of other pictures now, "
               f"so {stage.name}_best is chosen anew")
         best = Progress.best_psnr
     return Progress(checkpoint.step, best, checkpoint.seconds)

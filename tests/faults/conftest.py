@@ -21,7 +21,7 @@ def pytest_configure(config):
 def pytest_generate_tests(metafunc):
     marker = metafunc.definition.get_closest_marker("cases")
     if marker is not None:
-        metafunc.parametrize("name", marker.args[0 if metafunc.config.getoption("--long") else 1])
+        metafunc.parametrize("name", marker.args[0 if metafunc.config.getoption("--long") else 1], ids=str)
 
 
 @pytest.fixture

@@ -29,10 +29,9 @@ LATEST_MOMENT_S = 0.02  # after a file was opened or renamed
 A_STEP_S = 0.2  # more or less: between two saves, where a training is meant to die
 
 
-@pytest.mark.parametrize(("name", "moments", "many", "few"), KILLS)
-def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(workshop: Workshop, ledger, long, tmp_path, name, moments, many, few):
-    if not long and not few:
-        pytest.skip("with --long")
+@pytest.mark.cases(KILLS, [row for row in KILLS if row[-1]])
+def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(workshop: Workshop, ledger, long, tmp_path, name):
+    name, moments, many, few = name
     reference, chance = workshop.reference(name), random.Random(f"{name} {moments}")
     left, runs, late = many if long else few, 0, 0
     while left:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lib.datasets.arrays import parse_arrays, read_bytes
-from lib.datasets.layout import CaptureFolder, FrameParams, by_number, read_params_file
+from lib.datasets.layout import CaptureFolder, FrameParams, by_number, check_numbers, read_params_file
 from lib.datasets.tracked import subject
 from lib.datasets.tracked.files import Gaps, ReadOptions
 from lib.datasets.tracked.record import FaceModel, FaceParams, TrackedFrame, TrackedSequence
@@ -94,12 +94,9 @@ def _sequences_of(paths: list[Path]) -> tuple[tuple[str, ...], tuple[str, ...]]:
             found.setdefault(path.parents[2], []).append(path.parent.name)
     names, notes = dict[Path, str](), list[str]()
     for root, frames in found.items():
-        folder, numbers = CaptureFolder(root), dict[int, str]()
+        folder = CaptureFolder(root)
         folder.require_whole_fit()
-        for name in filter(str.isdecimal, frames):
-            other = numbers.setdefault(int(name), name)
-            if other != name:
-                raise InputError(f"{root / 'params'}: frames '{other}' and '{name}' have the same number; remove or rename one of the two folders")
+        check_numbers(root / "params", frames)
         try:
             records = folder.records(frames)
         except InputError as error:  # only smoothing asks for it here
